@@ -1,0 +1,87 @@
+// The plan: what an engine file says, checked, as plain data.  See docs/design.md for the meaning of every op.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace uf {
+
+enum class OpKind {
+    stem, conv, up_conv, concat_conv, head, output, normalise, conv_transpose, pool, upsample, pad, concat, add,
+    activation, affine
+};
+enum class Activation { none, relu, leaky_relu, sigmoid, tanh, softmax };
+enum class UpsampleMode { none, nearest, bilinear, bilinear_corners };
+enum class PoolMode { max, average };
+enum class OutputKind { sigmoid, softmax, identity };
+enum class NormalisationKind { fixed, standardise };
+
+// Height or width of a buffer for an input of that height or width: (n * multiply + add) / divide, exact for legal n.
+struct Extent {
+    int64_t multiply = 1, add = 0, divide = 1;
+    int64_t at(int64_t n) const { return (n * multiply + add) / divide; }
+};
+
+struct Buffer {
+    std::string name;
+    int channels = 0;
+    Extent height, width;
+    int halo = 0;  // zero pixels that readers want around it
+    int slot = -1; // -1: the image
+};
+
+// A float32 tensor of the file, copied out (so aligned); empty when the op has none of that name.
+struct Tensor {
+    std::vector<int64_t> shape;
+    std::vector<float> values;
+    bool empty() const { return values.empty(); }
+};
+
+struct Op {
+    OpKind kind{};
+    std::string name;
+    std::vector<int> inputs, outputs; // indices into Plan::buffers
+    std::array<int, 2> kernel{1, 1};  // ky, kx
+    std::array<int, 4> padding{0, 0, 0, 0}; // top, left, bottom, right
+    std::array<int, 2> stride{1, 1};
+    std::array<int, 2> crop{0, 0}; // top, left
+    int scale = 2;
+    Activation activation = Activation::none;
+    float slope = 0.0F;
+    UpsampleMode upsample = UpsampleMode::none;
+    PoolMode pool = PoolMode::max;
+    std::vector<std::pair<std::string, Tensor>> tensors;
+
+    // The tensor of that name; an empty one if there is none.
+    const Tensor &tensor(const char *tensor_name) const;
+};
+
+struct Normalisation {
+    NormalisationKind kind = NormalisationKind::fixed;
+    std::vector<float> mean, std; // per channel, for fixed
+    float epsilon = 1e-6F;        // for standardise
+};
+
+struct Plan {
+    std::string name, precision; // precision: "float32", "bf16" or "fp16"
+    int channels = 1;            // of the image
+    Normalisation normalisation;
+    OutputKind output_kind = OutputKind::sigmoid;
+    int output_channels = 1;
+    float threshold = 0.5F;
+    int multiple = 1, remainder = 0, minimum = 1; // legal sides
+    int tile = 256;
+    int margin = 0; // valid padding takes this off each side: output side = n - 2 * margin
+    int halo = -1;  // -1: no exact tiling
+    int slots = 0;
+    std::vector<Buffer> buffers; // [0] is the image
+    std::vector<Op> ops;         // the last one writes the output
+
+    bool legal(int64_t side) const { return side >= minimum && side % multiple == remainder; }
+};
+
+} // namespace uf
