@@ -1,0 +1,71 @@
+# make demo: from a fresh clone to masks of sample micrographs.   make test: everything that is checked without a GPU.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+NATIVE := $(shell find csrc -type f -not -path 'csrc/cuda/test*') CMakeLists.txt setup.py
+PRETRAINED := $(wildcard pretrained/*.safetensors)
+
+.PHONY: demo build test test-slow test-gpu bench lint format clean help
+
+demo: build  ## Segment sample micrographs with the shipped network and draw the result
+	$(BIN)/unet-fast demo
+
+build: $(VENV)/runtime  ## Build and install the runtime (no torch)
+
+test: $(VENV)/test  ## All tests that need no GPU
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/test  ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/test  ## The tests on a real NVIDIA GPU (skipped aloud without one)
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(VENV)/bench  ## Latency against PyTorch and the machine's peak
+	$(BIN)/python -m pytest bench
+
+lint: $(VENV)/lint $(VENV)/runtime  ## Linters, formatters in check mode, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.h' '*.hpp' '*.cpp' '*.c' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(VENV)/lint  ## Format the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.h' '*.hpp' '*.cpp' '*.c' | xargs $(BIN)/clang-format -i
+
+clean:  ## Remove everything that make has made
+	rm -rf $(VENV) build demo-output unet_fast/lib unet_fast/include unet_fast/data unet_fast/_native*.so
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# The build requirements stay in the environment, so that a second build is incremental.
+$(VENV)/created:
+	@echo "== virtual environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install "setuptools>=70" "pybind11>=2.12" "cmake>=3.22" ninja "nlohmann_json>=3.11"
+	@touch $@
+
+$(VENV)/runtime: $(VENV)/created $(NATIVE) pyproject.toml $(PRETRAINED)
+	@echo "== building the runtime (about a minute on two cores)"
+	PATH="$(CURDIR)/$(BIN):$$PATH" UNET_FAST_CMAKE_ARGS="$(CMAKE_ARGS)" \
+	    $(BIN)/python -m pip --disable-pip-version-check install --no-build-isolation --editable . \
+	    --constraint constraints.txt $(if $(VERBOSE),--verbose,--quiet)
+	@touch $@
+
+$(VENV)/test: $(VENV)/runtime constraints.txt
+	@echo "== installing the test extras (PyTorch: a large download)"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --editable ".[test]" --constraint constraints.txt
+	@touch $@
+
+$(VENV)/bench: $(VENV)/runtime constraints.txt
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --editable ".[bench]" --constraint constraints.txt
+	@touch $@
+
+$(VENV)/lint: $(VENV)/created constraints.txt
+	$(PIP) install ruff mypy clang-format --constraint constraints.txt
+	@touch $@
