@@ -1,0 +1,114 @@
+"""What callers hand in as an image, as a NumPy view (N, H, W, C) that the runtime can read in place."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NATIVE_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
+_DTYPE_HINTS = {
+    "b": ".astype(np.uint8) * 255",
+    "i": ".astype(np.uint16), if the values fit",
+    "u": ".astype(np.uint16), if the values fit",
+    "f": ".astype(np.float32)",
+}
+_MOST_CHANNELS = 4
+_DLPACK_HOST_DEVICES = (1, 3)  # kDLCPU, kDLCUDAHost: both addressable by the CPU
+
+
+def as_image_batch(image: Any, channels: int) -> tuple[NDArray[Any], bool]:
+    """`image` as an (N, H, W, channels) array and whether it was a batch.
+
+    NumPy arrays and CPU arrays of other libraries are viewed, not copied; only a broadcast axis (stride 0) or memory
+    that is not aligned to its type needs a copy.  A Pillow image is converted to `channels`.
+
+    `TypeError` for what is no image or has a wrong dtype, `ValueError` for a wrong shape.
+    """
+    array = _as_array(image, channels)
+    if array.dtype not in _NATIVE_DTYPES:
+        raise TypeError(_explain_dtype(array.dtype))
+    batch, was_batch = _as_batch(array, channels)
+    if 0 in batch.shape:
+        raise ValueError(f"image is empty, its shape is {array.shape}")
+    is_broadcast = any(size > 1 and stride == 0 for size, stride in zip(batch.shape, batch.strides, strict=True))
+    if is_broadcast or not batch.flags.aligned:
+        batch = np.array(batch, order="C")
+    return batch, was_batch
+
+
+def _as_array(image: Any, channels: int) -> NDArray[Any]:
+    if isinstance(image, np.ndarray):
+        return image
+    # Pillow is not imported for this: an image of it exists only where it already is.
+    pillow = sys.modules.get("PIL.Image")
+    if pillow is not None and isinstance(image, pillow.Image):
+        return _from_pillow(image, channels)
+    if hasattr(image, "__dlpack__") and hasattr(image, "__dlpack_device__"):
+        kind = int(image.__dlpack_device__()[0])
+        if kind not in _DLPACK_HOST_DEVICES:
+            raise TypeError(f"image is in the memory of a device (DLPack kind {kind}); copy it to the CPU first: .cpu()")
+        try:
+            return np.from_dlpack(image)
+        except (BufferError, RuntimeError) as error:
+            raise TypeError(f"image ({type(image).__name__}) cannot be shared over DLPack: {error}") from error
+    if any(hasattr(image, name) for name in ("__array_interface__", "__array_struct__", "__array__")):
+        return np.asarray(image)
+    raise TypeError(
+        f"image must be a NumPy array, a Pillow image or offer DLPack or __array_interface__, got {type(image).__name__}"
+    )
+
+
+def _from_pillow(image: Any, channels: int) -> NDArray[Any]:
+    from .images import ImageError, to_channels
+
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode == "LA":
+        image = image.getchannel("L")
+    elif image.mode not in ("L", "RGB", "RGBA", "I;16", "I;16L", "I;16B", "F"):
+        if image.mode == "I":
+            raise TypeError('image has mode "I" (32-bit integers); pass np.asarray(image).astype(np.uint16) if they fit')
+        image = image.convert("RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype.byteorder == ">":
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+    try:
+        return to_channels(pixels, channels)
+    except ImageError as error:
+        raise ValueError(f"image of mode {image.mode!r} for a network of {channels} channels: {error}") from None
+
+
+def _explain_dtype(dtype: np.dtype[Any]) -> str:
+    message = f"image dtype must be uint8, uint16 or float32, got {dtype}"
+    if dtype.newbyteorder("=") in _NATIVE_DTYPES:
+        return f"{message} in foreign byte order; convert with image.astype(np.{dtype.newbyteorder('=')})"
+    if dtype.kind in _DTYPE_HINTS:
+        return f"{message}; convert with image{_DTYPE_HINTS[dtype.kind]}"
+    return message
+
+
+def _as_batch(array: NDArray[Any], channels: int) -> tuple[NDArray[Any], bool]:
+    shape = array.shape
+    if channels == 1:
+        if array.ndim == 2:
+            return array[None, :, :, None], False
+        if array.ndim == 3 and shape[2] == 1:
+            return array[None], False
+        if array.ndim == 3 and shape[2] > _MOST_CHANNELS:
+            return array[:, :, :, None], True
+        accepted = "(H, W), (H, W, 1), (N, H, W) with W > 4, or (N, H, W, 1)"
+    else:
+        if array.ndim == 3 and shape[2] == channels:
+            return array[None], False
+        accepted = f"(H, W, {channels}) or (N, H, W, {channels})"
+    if array.ndim == 4 and shape[3] == channels:
+        return array, True
+    hint = ""
+    if array.ndim in (3, 4) and shape[-3] == channels:
+        hint = "; if channels come first, pass np.moveaxis(image, -3, -1)"
+    elif array.ndim == 2 or (array.ndim == 3 and shape[2] <= _MOST_CHANNELS):
+        hint = f"; unet_fast.images.to_channels(image, {channels}) turns grey into colour and back"
+    raise ValueError(f"image must have the shape {accepted} for a network of {channels} channels, got {shape}{hint}")
