@@ -49,7 +49,7 @@ def _as_array(image: Any, channels: int) -> NDArray[Any]:
     if hasattr(image, "__dlpack__") and hasattr(image, "__dlpack_device__"):
         kind = int(image.__dlpack_device__()[0])
         if kind not in _DLPACK_HOST_DEVICES:
-            raise TypeError(f"image is in the memory of a device (DLPack kind {kind}); copy it to the CPU first: .cpu()")
+            raise TypeError(f"image is in the memory of a device (DLPack kind {kind}); copy it with .cpu()")
         try:
             return np.from_dlpack(image)
         except (BufferError, RuntimeError) as error:
@@ -57,7 +57,7 @@ def _as_array(image: Any, channels: int) -> NDArray[Any]:
     if any(hasattr(image, name) for name in ("__array_interface__", "__array_struct__", "__array__")):
         return np.asarray(image)
     raise TypeError(
-        f"image must be a NumPy array, a Pillow image or offer DLPack or __array_interface__, got {type(image).__name__}"
+        f"image must be a NumPy array, a Pillow image or offer DLPack or an array interface, got {type(image).__name__}"
     )
 
 
@@ -70,7 +70,7 @@ def _from_pillow(image: Any, channels: int) -> NDArray[Any]:
         image = image.getchannel("L")
     elif image.mode not in ("L", "RGB", "RGBA", "I;16", "I;16L", "I;16B", "F"):
         if image.mode == "I":
-            raise TypeError('image has mode "I" (32-bit integers); pass np.asarray(image).astype(np.uint16) if they fit')
+            raise TypeError('image has mode "I" (32-bit integers); pass np.asarray(image).astype(np.uint16)')
         image = image.convert("RGB")
     pixels = np.asarray(image)
     if pixels.dtype.byteorder == ">":

@@ -1,12 +1,14 @@
 """`Engine`: opens an engine file and segments images with it.
 
-    engine = unet_fast.Engine("cells.unet")
-    mask = engine.segment(image)            # uint8, 0 or 255
-    probability = engine.probability(image) # float32 in [0, 1]
+engine = unet_fast.Engine("cells.unet")
+mask = engine.segment(image)            # uint8, 0 or 255
+probability = engine.probability(image) # float32 in [0, 1]
 """
 
 from __future__ import annotations
 
+import io
+import json
 import math
 import os
 from collections.abc import Callable
@@ -18,8 +20,7 @@ from numpy.typing import NDArray
 
 from . import _native
 from .arrays import as_image_batch
-from .engine_file import read_document
-from .errors import UnsupportedError
+from .errors import EngineFileError, UnsupportedError
 
 Tiling = Literal["fast", "exact", "resize", "none"]
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
@@ -138,12 +139,8 @@ class Engine:
             threads=threads or 0,
             refuse_embedded_code=not allow_embedded_code,
         )
-        output = read_document(self._source)["output"]
-        self.info = EngineInfo(
-            class_names=tuple(output["class_names"]),
-            palette=tuple((red, green, blue) for red, green, blue in output["palette"]),
-            **self._native.info(),
-        )
+        class_names, palette = _class_names_and_palette(self._source)
+        self.info = EngineInfo(class_names=class_names, palette=palette, **self._native.info())
 
     def segment(
         self,
@@ -184,7 +181,7 @@ class Engine:
         """
         if self.info.output == "identity":
             raise UnsupportedError(
-                f"{self.info.name!r} is a regression, it has values and no mask; call probability() instead of segment()"
+                f"{self.info.name!r} is a regression, it has values and no mask; call probability() instead"
             )
         if threshold is None:
             threshold = 0.0  # the C API's default
@@ -330,6 +327,20 @@ def _reopen(source: str | bytes, options: dict[str, Any]) -> Engine:
     return Engine(source, **options)
 
 
+def _class_names_and_palette(source: str | bytes) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+    """The two things in an engine file that are for people only, so that the runtime does not report them."""
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            header_length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_length))
+        output = json.loads(header["__metadata__"]["unet_fast"])["output"]
+        names = tuple(str(name) for name in output["class_names"])
+        palette = tuple((int(red), int(green), int(blue)) for red, green, blue in output["palette"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise EngineFileError(f"engine file: malformed class names or palette: {error!r}") from None
+    return names, palette
+
+
 def _tiling_arguments(tiling: str, tile: int | None, overlap: int | None) -> tuple[int, int, int]:
     """The three as the C API takes them, where 0 is the default."""
     if tiling not in TILINGS:
@@ -354,9 +365,7 @@ def _as_float(name: str, value: SupportsFloat) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}") from None
 
 
-def _check_out(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], class_axes: int, batch: NDArray[Any]
-) -> None:
+def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], class_axes: int, batch: NDArray[Any]) -> None:
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if out.dtype != dtype:

@@ -6,6 +6,8 @@ A wrong argument raises `ValueError` or `TypeError`, a file that cannot be read 
 
 from __future__ import annotations
 
+import os
+
 
 class EngineFileError(ValueError):
     """Not an engine file, a damaged one, or one written by a newer unet_fast."""
@@ -17,3 +19,13 @@ class UnsupportedError(RuntimeError):
 
 class DeviceError(RuntimeError):
     """A call to the GPU driver failed, or the GPU is gone."""
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong, as one line for a person."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"out of memory: {text}" if text else "out of memory"
+    return text or type(error).__name__

@@ -1,0 +1,194 @@
+"""The `unet-fast` command: demo, freeze, segment, inspect, verify.
+
+Exit status: 0 success; 1 something failed, with one line for each reason on stderr; 2 wrong usage; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from pathlib import Path
+
+from . import _native
+from .engine import TILINGS, Engine
+from .errors import in_one_line
+
+DEVICES = "auto, cpu, cpu-reference, cuda, cuda:1"
+PRETRAINED = "pretrained"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line `arguments` (without the program's name; None: those of the process)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("unet-fast: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`unet-fast inspect x.unet | head`); Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        print(f"unet-fast: {in_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def open_engine(options: argparse.Namespace) -> Engine:
+    """The engine that the command line names; "pretrained" is the one that ships with the package."""
+    keywords = {"device": options.device, "threads": options.threads, "precision": options.precision}
+    if options.engine == PRETRAINED:
+        from .pretrained import pretrained_engine
+
+        return pretrained_engine(**keywords)
+    return Engine(options.engine, **keywords)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from . import demo
+
+    demo.run(
+        options.output,
+        images=options.images,
+        device=options.device,
+        threads=options.threads,
+        precision=options.precision,
+    )
+    return 0
+
+
+def _freeze(options: argparse.Namespace) -> int:
+    from .freeze import freeze
+
+    output = options.output or options.checkpoint.with_suffix(".unet")
+    freeze(
+        options.checkpoint,
+        output,
+        targets=tuple(options.targets.split(",")),
+        precision=options.precision,
+        name=options.name or output.stem,
+    )
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _segment(options: argparse.Namespace) -> int:
+    from .segment_files import segment_files
+
+    failed = segment_files(
+        open_engine(options),
+        options.inputs,
+        options.output,
+        tiling=options.tiling,
+        threshold=options.threshold,
+        max_value=options.max_value,
+        write_probability=options.probability,
+        write_overlay=options.overlay,
+    )
+    return 1 if failed else 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .inspect import inspect
+
+    print(inspect(options.engine))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from .verify import verify
+
+    print(verify(open_engine(options)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="unet-fast", description="Freeze a trained U-Net into one file and run it.")
+    parser.add_argument("--version", action="version", version=f"unet-fast {_native.version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = argparse.ArgumentParser(add_help=False)
+    run.add_argument("--device", default="auto", help=f"where to run: {DEVICES} (default: auto)")
+    run.add_argument("--threads", type=_positive_integer, help="CPU threads (default: one per physical core)")
+    run.add_argument("--precision", default="auto", help="auto, float32, bf16 or fp16 (default: auto)")
+    engine_help = f'an engine file, or the word "{PRETRAINED}" for the network that ships with unet_fast'
+
+    command = commands.add_parser("demo", parents=[run], help="segment sample micrographs with the shipped network")
+    command.add_argument("-o", "--output", type=Path, default=Path("demo-output"), help="folder (default: %(default)s)")
+    command.add_argument("--images", type=_positive_integer, default=8, help="how many (default: %(default)s)")
+    command.set_defaults(run=_demo)
+
+    command = commands.add_parser("freeze", help="turn a checkpoint into an engine file")
+    command.add_argument("checkpoint", type=Path, help="a checkpoint of `python -m train` (.safetensors)")
+    command.add_argument("-o", "--output", type=Path, help="engine file (default: CHECKPOINT with the ending .unet)")
+    command.add_argument("--targets", default="cpu", help="devices to prepare for, with commas (default: %(default)s)")
+    command.add_argument("--precision", default="bf16", help="float32, bf16 or fp16 (default: %(default)s)")
+    command.add_argument("--name", help="name in the file (default: that of the file)")
+    command.set_defaults(run=_freeze)
+
+    command = commands.add_parser(
+        "segment",
+        parents=[run],
+        help="segment image files",
+        description="Writes the mask of each INPUT into DIR under the name of the image: PNG, or TIFF for a stack of "
+        "pages. A colour image is turned to grey for a network of grey images (ITU-R 601: 0.299 R + 0.587 G + "
+        "0.114 B), a grey one is repeated for a network of colour images. Goes on past files that fail, names "
+        "them at the end and then exits with status 1.",
+    )
+    command.add_argument("engine", help=engine_help)
+    command.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder, or pattern such as 'a/*.tif'")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    command.add_argument(
+        "--tiling", choices=tuple(TILINGS), default="fast", help="what to do with large images (default: %(default)s)"
+    )
+    command.add_argument("--threshold", type=_fraction, help="probability of foreground, 0 to 1 (default: the file's)")
+    command.add_argument(
+        "--max-value", type=_positive, help="what counts as white, as 4095 (default: by type)"
+    )
+    command.add_argument("--probability", action="store_true", help="also write DIR/probability/NAME.tif (float32)")
+    command.add_argument("--overlay", action="store_true", help="also write DIR/overlay/NAME.png (outlines)")
+    command.set_defaults(run=_segment)
+
+    command = commands.add_parser("inspect", help="print what an engine file holds")
+    command.add_argument("engine", type=Path, help="an engine file")
+    command.set_defaults(run=_inspect)
+
+    command = commands.add_parser("verify", parents=[run], help="replay the golden images that an engine file holds")
+    command.add_argument("engine", help=engine_help)
+    command.set_defaults(run=_verify)
+    return parser
+
+
+def _positive_integer(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, got {text!r}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
