@@ -1,0 +1,99 @@
+"""Files of a training run: the network for others to use, and the state for training to go on.
+
+The network is a safetensors file: the tensors of `UNet.state_dict()`, and as metadata
+    unet_fast_spec   `UNetSpec.to_dict()` as JSON
+    figures          what the network scores on which images, as JSON
+    training         the settings it was trained with, as JSON
+The state, `NAME.resume.pt`, is `torch.save` of plain containers and tensors and loads with `weights_only=True`.
+Both appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from train.model import UNet
+from unet_fast.images import write_beside
+from unet_fast.spec import UNetSpec
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint of this program, or not of the network asked for."""
+
+
+def save_network(
+    path: str | Path,
+    spec: UNetSpec,
+    weights: dict[str, Tensor],
+    *,
+    half: bool = False,
+    figures: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write the network; `half` stores the weights as float16."""
+    dtype = torch.float16 if half else torch.float32
+    tensors = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in weights.items()
+    }
+    documents = {"unet_fast_spec": spec.to_dict(), "figures": figures or {}, "training": training or {}}
+    metadata = {name: json.dumps(value, sort_keys=True) for name, value in documents.items()}
+    with write_beside(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
+def load_network(path: str | Path) -> tuple[UNet, dict[str, Any]]:
+    """(the network in float32, {"figures": ..., "training": ...}).  `CheckpointError` names what is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    if "unet_fast_spec" not in metadata:
+        raise CheckpointError(f"{path}: has no metadata entry unet_fast_spec, so it is not a network of this program")
+    try:
+        spec = UNetSpec.from_dict(json.loads(metadata["unet_fast_spec"]))
+        documents = {name: json.loads(metadata.get(name, "{}")) for name in ("figures", "training")}
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: broken metadata ({error})") from error
+    model = UNet(spec)
+    try:
+        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the tensors do not fit the spec stored beside them: {error}") from error
+    return model, documents
+
+
+def resume_path(path: str | Path) -> Path:
+    """Where the training state of the network `path` is kept: `cells.safetensors` -> `cells.resume.pt`."""
+    return Path(path).with_suffix(".resume.pt")
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write training state of plain containers and tensors."""
+    with write_beside(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read back `save_state`; nothing in the file is executed.  `CheckpointError` where there is none to read."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no training state to resume from; start without --resume")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no set of exceptions for broken files
+        raise CheckpointError(f"{path}: unreadable training state ({error})") from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise CheckpointError(f"{path}: not a training state of this program")
+    return state

@@ -1,0 +1,71 @@
+"""Intersection over union and Dice of masks, pooled over all pixels and averaged over images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class Overlap:
+    """Running counts of predicted against true pixels.
+
+    `add` each image's class maps (H, W); the properties give the scores so far.  Class 0 is background and is not
+    scored.  With several classes the pooled score is the mean over the classes that occur, in truth or prediction, and
+    so is the score of each image.  Where prediction and truth are both empty the score is 1.
+    """
+
+    classes: int = 2
+
+    def __post_init__(self) -> None:
+        self._intersections: list[NDArray[np.int64]] = []
+        self._sums: list[NDArray[np.int64]] = []  # predicted plus true pixels
+
+    def add(self, predicted: NDArray[Any], truth: NDArray[Any]) -> None:
+        """Count one image.  Both arrays (H, W), of class numbers or, with two classes, of zero and non-zero."""
+        if predicted.shape != truth.shape:
+            raise ValueError(f"prediction is {predicted.shape}, truth is {truth.shape}; they must be of one shape")
+        if self.classes == 2:
+            predicted, truth = predicted != 0, truth != 0
+        labels = range(1, self.classes)
+        hits = [np.count_nonzero((predicted == label) & (truth == label)) for label in labels]
+        sums = [np.count_nonzero(predicted == label) + np.count_nonzero(truth == label) for label in labels]
+        self._intersections.append(np.array(hits, dtype=np.int64))
+        self._sums.append(np.array(sums, dtype=np.int64))
+
+    @property
+    def per_image_iou(self) -> list[float]:
+        """IoU of each image in the order of `add`."""
+        return [_iou(hits, sums) for hits, sums in zip(self._intersections, self._sums, strict=True)]
+
+    @property
+    def per_image_dice(self) -> list[float]:
+        """Dice of each image in the order of `add`."""
+        return [_dice(hits, sums) for hits, sums in zip(self._intersections, self._sums, strict=True)]
+
+    def figures(self) -> dict[str, float | int]:
+        """{"images", "iou", "dice", "iou_per_image", "dice_per_image"}; the first two scores are pooled."""
+        if not self._sums:
+            raise ValueError("no image was added, so there is nothing to score")
+        hits, sums = np.sum(self._intersections, axis=0), np.sum(self._sums, axis=0)
+        return {
+            "images": len(self._sums),
+            "iou": _iou(hits, sums),
+            "dice": _dice(hits, sums),
+            "iou_per_image": float(np.mean(self.per_image_iou)),
+            "dice_per_image": float(np.mean(self.per_image_dice)),
+        }
+
+
+def _iou(hits: NDArray[np.int64], sums: NDArray[np.int64]) -> float:
+    """Mean over the classes that occur of intersection / union, the union being sums - hits."""
+    occurs = sums > 0
+    return float(np.mean(hits[occurs] / (sums - hits)[occurs])) if occurs.any() else 1.0
+
+
+def _dice(hits: NDArray[np.int64], sums: NDArray[np.int64]) -> float:
+    occurs = sums > 0
+    return float(np.mean(2 * hits[occurs] / sums[occurs])) if occurs.any() else 1.0

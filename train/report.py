@@ -1,0 +1,112 @@
+"""Pictures of a training run: image/mask pairs before it, curves and a panel of results after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from train.data import Sample
+from train.model import UNet
+from train.predict import evaluate, predictions
+from unet_fast.images import to_channels, to_unit, write_beside
+
+INK, MUTED = "#222222", "#777777"
+
+
+def pairs_picture(samples: Sequence[Sample], path: Path, count: int = 6) -> None:
+    """PNG of up to `count` samples, spread over the list: the image, the mask, and the mask's outline on the image."""
+    chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int))]
+    columns = ("image", "truth", "outline")
+    figure, axes = _grid(len(chosen), columns)
+    for row, sample in zip(axes, chosen, strict=True):
+        picture = _display(sample.pixels)
+        _show(row[0], picture, sample.name)
+        _show_target(row[1], sample.target)
+        _show(row[2], picture)
+        if sample.target.ndim == 2:
+            _outline(row[2], sample.target, "#e0457b")
+    _save(figure, path)
+
+
+def panel_picture(model: UNet, samples: Sequence[Sample], path: Path, count: int = 6) -> None:
+    """PNG of original, ground truth and prediction side by side for samples from the worst score to the best."""
+    _, scores = evaluate(model, samples)
+    order = np.argsort(scores)
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
+    figure, axes = _grid(len(chosen), ("original", "ground truth", "prediction"))
+    unit = "L1" if model.spec.output == "identity" else "IoU"
+    shown = predictions(model, [samples[i] for i in chosen])
+    for row, index, (sample, predicted) in zip(axes, chosen, shown, strict=True):
+        _show(row[0], _display(sample.pixels), sample.name)
+        _show_target(row[1], sample.target)
+        _show_target(row[2], predicted, f"{unit} {abs(scores[index]):.3f}")
+    _save(figure, path)
+
+
+def curves_picture(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """PNG of the training loss and the held-out scores over the steps."""
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [row["step"] for row in history]
+    left.plot(steps, [row["loss"] for row in history], color="#c0392b")
+    left.set(title="training loss", xlabel="step")
+    names = [name for name in ("iou", "dice", "iou_per_image", "psnr") if name in history[0]]
+    for name in names:
+        right.plot(steps, [row[name] for row in history], label=name.replace("_", " ").replace("iou", "IoU"))
+    right.set(title="held-out part", xlabel="step")
+    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+    _save(figure, path)
+
+
+def _grid(rows: int, titles: Sequence[str]) -> tuple[Figure, NDArray[Any]]:
+    figure = Figure(figsize=(2.2 * len(titles), 2.35 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10, color=INK)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _display(pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """Pixels for the eye: RGB in [0, 1], stretched between their 0.2 and 99.8 percentiles."""
+    count = pixels.shape[2]
+    unit = to_unit(to_channels(pixels if count in (1, 3, 4) else pixels[:, :, :1], 3))
+    low, high = np.percentile(unit, [0.2, 99.8])
+    return np.clip((unit - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _show(axis: Axes, picture: NDArray[Any], caption: str = "") -> None:
+    axis.imshow(picture, interpolation="nearest")
+    axis.set_xlabel(caption[:28], fontsize=7, color=MUTED)
+
+
+def _show_target(axis: Axes, target: NDArray[Any], caption: str = "") -> None:
+    if target.ndim == 3:
+        _show(axis, _display(np.clip(target, 0, 1)), caption)
+        return
+    colours = mpl.colormaps["tab20"](np.arange(20))[:, :3]
+    # Background black; one class is drawn white, several in the colours of a map that tells twenty apart.
+    chosen = colours[(target.astype(int) - 1) % 20] if target.max() > 1 else np.ones((*target.shape, 3))
+    _show(axis, np.where(target[:, :, None] > 0, chosen, 0.0), caption)
+
+
+def _outline(axis: Axes, target: NDArray[Any], colour: str) -> None:
+    if target.any() and not target.all():
+        axis.contour(target > 0, levels=[0.5], colors=colour, linewidths=0.7)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with write_beside(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
