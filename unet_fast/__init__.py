@@ -1,0 +1,59 @@
+"""unet_fast: a trained U-Net, frozen into one file, runs anywhere.
+
+    engine = unet_fast.Engine("cells.unet")
+    mask = engine.segment(image)
+
+Names are imported on first use: an engine runs without what freezing needs, and a network is frozen without the
+compiled runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine import Engine, EngineInfo
+    from .errors import DeviceError, EngineFileError, UnsupportedError
+    from .freeze import freeze
+    from .graph import Graph, GraphError
+    from .pretrained import pretrained_engine
+    from .spec import UNetSpec
+
+_HOMES = {
+    "Engine": "engine",
+    "EngineInfo": "engine",
+    "DeviceError": "errors",
+    "EngineFileError": "errors",
+    "UnsupportedError": "errors",
+    "freeze": "freeze",
+    "Graph": "graph",
+    "GraphError": "graph",
+    "pretrained_engine": "pretrained",
+    "UNetSpec": "spec",
+}
+
+__all__ = [  # noqa: RUF022 - what users meet first
+    "Engine",
+    "EngineInfo",
+    "pretrained_engine",
+    "freeze",
+    "UNetSpec",
+    "Graph",
+    "DeviceError",
+    "EngineFileError",
+    "GraphError",
+    "UnsupportedError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

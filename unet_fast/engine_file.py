@@ -1,0 +1,147 @@
+"""The engine file: a safetensors file whose metadata holds one JSON document.  The format: `docs/design.md`.
+
+Little-endian.  The same document and tensors give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from .errors import EngineFileError
+from .graph import Array, Graph, GraphError, Node, Normalisation
+from .images import write_beside
+
+FORMAT_VERSION = 1
+METADATA_KEY = "unet_fast"
+#: Longest safetensors header that is read, as in the safetensors library.
+LARGEST_HEADER_BYTES = 100_000_000
+
+Source: TypeAlias = str | os.PathLike[str] | bytes
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """What an engine file holds.
+
+    document  the JSON document.
+    tensors   every tensor by its full name, "<op>.<tensor>", "golden.0.image" and so on.
+    """
+
+    document: dict[str, Any]
+    tensors: dict[str, Array]
+
+    @property
+    def graph(self) -> Graph:
+        """The fused graph, every op checked against its inputs and weights; `EngineFileError` where they disagree."""
+        try:
+            source = self.document["input"]
+            graph = Graph(
+                source["channels"], Normalisation.from_dict(source["normalisation"]), tile=self.document["tile"]
+            )
+            graph.output = self.document["output"]["kind"]
+            for values in self.document["ops"]:
+                attributes = dict(values)
+                kind, name = attributes.pop("op"), attributes.pop("name")
+                inputs, outputs = tuple(attributes.pop("inputs")), tuple(attributes.pop("outputs"))
+                prefix = f"{name}."
+                tensors = {
+                    key.removeprefix(prefix): array
+                    for key, array in self.tensors.items()
+                    if key.startswith(prefix) and "." not in key.removeprefix(prefix)
+                }
+                graph.append(Node(kind, name, inputs, outputs, attributes, tensors))
+        except GraphError as error:
+            raise EngineFileError(f"engine file: {error}") from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise EngineFileError(f"engine file: malformed document: {error!r}") from None
+        return graph
+
+    @property
+    def golden(self) -> list[tuple[Array, Array]]:
+        """Pairs of image (H, W, C) uint8 and probability (h, w, K) float32."""
+        try:
+            pairs = self.document["golden"]
+            return [(self.tensors[pair["image"]], self.tensors[pair["probability"]]) for pair in pairs]
+        except (KeyError, TypeError) as error:
+            raise EngineFileError(f"engine file: malformed golden pairs: {error!r}") from None
+
+
+def op_document(node: Node) -> dict[str, Any]:
+    """A node as an entry of the document's `ops`."""
+    return {
+        "op": node.kind,
+        "name": node.name,
+        "inputs": list(node.inputs),
+        "outputs": list(node.outputs),
+        **node.attributes,
+    }
+
+
+def serialise(document: Mapping[str, Any], tensors: Mapping[str, Array]) -> bytes:
+    """The bytes of an engine file.  `ValueError` for NaN or infinity in the document."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    # The library orders tensors by element size and name, so only the order of several metadata entries would vary.
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    return safetensors.numpy.save(arrays, metadata={METADATA_KEY: text})
+
+
+def write(path: str | os.PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Array]) -> Path:
+    """Writes an engine file whole or not at all: `OSError` leaves no trace, and an older `path` as it was."""
+    path = Path(path)
+    data = serialise(document, tensors)
+    with write_beside(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def read(source: Source) -> EngineFile:
+    """An engine file from its path or its bytes.
+
+    `OSError` where it cannot be read, `EngineFileError` where it is not an engine file, is damaged or too new.
+    """
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    document = read_document(data)
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise EngineFileError(f"engine file is damaged: {error}") from None
+    return EngineFile(document, tensors)
+
+
+def read_document(source: Source) -> dict[str, Any]:
+    """The JSON document alone, without reading the weights.  Errors as in `read`."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= min(LARGEST_HEADER_BYTES, size - 8):
+            raise EngineFileError(f"not an engine file, or cut short: a header of {length} bytes in a file of {size}")
+        header = file.read(length)
+    try:
+        document = json.loads(json.loads(header)["__metadata__"][METADATA_KEY])
+    except (KeyError, TypeError):
+        raise EngineFileError(
+            f'a safetensors file without the metadata "{METADATA_KEY}"; unet_fast.freeze makes an engine file of it'
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise EngineFileError(f"not an engine file: {error}") from None
+    if not isinstance(document, dict):
+        raise EngineFileError(f"the document must be a JSON object, got {type(document).__name__}")
+    version = document.get("format_version")
+    if version != FORMAT_VERSION:
+        raise EngineFileError(
+            f"format version {version!r}, this package reads version {FORMAT_VERSION}; "
+            "install a newer unet_fast or freeze the network again"
+        )
+    return document

@@ -1,0 +1,250 @@
+"""Every op of the table in `docs/design.md`, slowly and plainly in NumPy: the arbiter without PyTorch.
+
+    probability(graph, pixels)      pixels (N, H, W, C) in [0, 1] -> (N, h, w, K)
+
+It runs a graph before fusing as well as after, in float64 unless told otherwise.  `storage="fp16"` (or "bf16")
+rounds weights and every tensor as a device that stores them so would, to foretell its accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .graph import IMAGE, Array, Graph, GraphError, Node, Normalisation
+
+
+def to_unit(image: Array) -> Array:
+    """An 8-bit image over 255, a 16-bit one over 65535, a float one as it is; float64."""
+    scale = {"uint8": 255.0, "uint16": 65535.0}.get(image.dtype.name, 1.0)
+    return np.asarray(image, dtype=np.float64) / scale
+
+
+def probability(graph: Graph, pixels: Array, **options: Any) -> Array:
+    """The result for `pixels` (N, H, W, C) in [0, 1]: (N, h, w, K), sigmoid or softmax over K or the value itself."""
+    values = logits(graph, pixels, **options)
+    if graph.output == "sigmoid":
+        return _sigmoid(values)
+    return _softmax(values) if graph.output == "softmax" else values
+
+
+def logits(graph: Graph, pixels: Array, **options: Any) -> Array:
+    """What the output function is applied to: (N, h, w, K)."""
+    return tensors(graph, pixels, **options)["logits"]
+
+
+def tensors(graph: Graph, pixels: Array, dtype: type = np.float64, storage: str = "float32") -> dict[str, Array]:
+    """Every tensor of the graph by name, and "logits".  `GraphError` for an image of the wrong shape or size."""
+    if pixels.ndim != 4 or pixels.shape[3] != graph.channels:
+        raise GraphError(f"image: must be (N, H, W, {graph.channels}), got {pixels.shape}")
+    rule = graph.size_rule
+    if not (rule.allows(pixels.shape[1]) and rule.allows(pixels.shape[2])):
+        raise GraphError(f"image: height and width must be n with {rule}, got {pixels.shape[1]} x {pixels.shape[2]}")
+    stored = _STORAGES[storage]
+    values: dict[str, Array] = {IMAGE: np.asarray(pixels, dtype=dtype)}
+    for node in graph.nodes:
+        inputs = [values[name] for name in node.inputs]
+        weights: dict[str, Array] = {}
+        for name, array in node.tensors.items():
+            # Devices keep biases, scales and shifts in float32 whatever the storage.
+            weights[name] = (stored(array) if "weight" in name else array).astype(dtype)
+        if node.kind in ("stem", "normalise"):
+            inputs = [stored(normalised(inputs[0], graph.normalisation))]
+        outputs = _OPS[node.kind](node, weights, *inputs)
+        if not node.outputs:
+            values["logits"] = outputs[0]
+        for name, output in zip(node.outputs, outputs, strict=False):
+            values[name] = stored(output)
+    return values
+
+
+def _round_fp16(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # an overflow shows in the result as inf or NaN
+        return x.astype(np.float16).astype(x.dtype)
+
+
+def _round_bf16(x: Array) -> Array:
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32).astype(x.dtype)
+
+
+#: What storing an array in a precision does to its values.
+_STORAGES: dict[str, Callable[[Array], Array]] = {"float32": lambda x: x, "bf16": _round_bf16, "fp16": _round_fp16}
+
+
+def normalised(pixels: Array, rule: Normalisation) -> Array:
+    """`pixels` (N, H, W, C) in [0, 1] as the network's input."""
+    if rule.kind == "fixed":
+        return (pixels - np.asarray(rule.mean, pixels.dtype)) / np.asarray(rule.std, pixels.dtype)
+    mean = pixels.mean(axis=(1, 2, 3), keepdims=True)
+    deviation = pixels.std(axis=(1, 2, 3), keepdims=True)
+    return (pixels - mean) / (deviation + rule.epsilon)
+
+
+# -- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _sigmoid(x: Array) -> Array:
+    exponential = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, exponential) / (1 + exponential)
+
+
+def _softmax(x: Array) -> Array:
+    exponential = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exponential / exponential.sum(axis=-1, keepdims=True)
+
+
+def activate(x: Array, activation: str, slope: float = 0.0) -> Array:
+    if activation == "relu":
+        return np.maximum(x, 0)
+    if activation == "leaky_relu":
+        return np.where(x >= 0, x, slope * x)
+    if activation == "sigmoid":
+        return _sigmoid(x)
+    if activation == "tanh":
+        return np.tanh(x)
+    return _softmax(x) if activation == "softmax" else x
+
+
+def _act(node: Node, x: Array) -> Array:
+    return activate(x, node.attributes["activation"], node.attributes.get("slope", 0.0))
+
+
+def padded(x: Array, padding: list[int]) -> Array:
+    """Zeros around (N, h, w, C), [top, left, bottom, right]; negative numbers crop."""
+    top, left, bottom, right = padding
+    x = np.pad(x, ((0, 0), (max(top, 0), max(bottom, 0)), (max(left, 0), max(right, 0)), (0, 0)))
+    height, width = x.shape[1:3]
+    return x[:, max(-top, 0) : height - max(-bottom, 0), max(-left, 0) : width - max(-right, 0)]
+
+
+def correlate(x: Array, weight: Array, padding: list[int]) -> Array:
+    """The convolution alone: x (N, h, w, C), weight (O, ky, kx, C) -> (N, h', w', O), tap by tap."""
+    x = padded(x, padding)
+    outputs, rows, columns, _ = weight.shape
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    y = np.zeros((x.shape[0], height, width, outputs), x.dtype)
+    for dy in range(rows):
+        for dx in range(columns):
+            y += x[:, dy : dy + height, dx : dx + width] @ weight[:, dy, dx].T
+    return y
+
+
+def pooled(x: Array, mode: str, kernel: list[int]) -> Array:
+    count, height, width, channels = x.shape
+    windows = x.reshape(count, height // kernel[0], kernel[0], width // kernel[1], kernel[1], channels)
+    return windows.max(axis=(2, 4)) if mode == "max" else windows.mean(axis=(2, 4))
+
+
+def upsampled(x: Array, mode: str, scale: int) -> Array:
+    """As `torch.nn.Upsample`, first along the rows, then along the columns."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        rows = np.arange(size * scale)
+        if mode == "nearest":
+            x = np.take(x, rows // scale, axis)
+            continue
+        if mode == "bilinear_corners":
+            source = rows * ((size - 1) / (size * scale - 1))
+        else:
+            source = np.maximum((rows + 0.5) / scale - 0.5, 0)
+        low = np.minimum(source.astype(np.int64), size - 1)
+        high = np.minimum(low + 1, size - 1)
+        share = np.expand_dims(source - low, tuple(other for other in range(4) if other != axis)).astype(x.dtype)
+        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x
+
+
+# -- ops: (node, weights, inputs...) -> outputs ----------------------------------------------------------------------
+
+
+def _conv(node: Node, weights: dict[str, Array], x: Array) -> list[Array]:
+    y = _act(node, correlate(x, weights["weight"], node.attributes["padding"]) + weights["bias"])
+    return [y, pooled(y, "max", [2, 2])] if len(node.outputs) == 2 else [y]
+
+
+def _head(node: Node, weights: dict[str, Array], x: Array) -> list[Array]:
+    y = _act(node, correlate(x, weights["weight"], node.attributes["padding"]) + weights["bias"])
+    return [y @ weights["head_weight"].T + weights["head_bias"]]
+
+
+def _concat_conv(node: Node, weights: dict[str, Array], a: Array, b: Array) -> list[Array]:
+    if node.attributes["upsample"] != "none":
+        a = upsampled(a, node.attributes["upsample"], 2)
+    top, left = node.attributes["crop"]
+    b = b[:, top : top + a.shape[1], left : left + a.shape[2]]
+    weight = np.concatenate([weights["weight_a"], weights["weight_b"]], axis=3)
+    y = correlate(np.concatenate([a, b], axis=3), weight, node.attributes["padding"])
+    return [_act(node, y + weights["bias"])]
+
+
+def _up_conv(node: Node, weights: dict[str, Array], low: Array, skip: Array) -> list[Array]:
+    padding = node.attributes["padding"][0]
+    top, left = node.attributes["crop"]
+    height, width = (2 * size + 2 * padding - 2 for size in low.shape[1:3])
+    skip = skip[:, top : top + height + 2 - 2 * padding, left : left + width + 2 - 2 * padding]
+    y = correlate(skip, weights["weight_skip"], [padding] * 4)
+    around = padded(low, [1, 1, 1, 1])
+    for phase_y in (0, 1):
+        for phase_x in (0, 1):
+            # The rows whose middle row y + 1 - padding has this phase, and the first row of `low` that each reads.
+            rows = np.arange((phase_y + 1 - padding) % 2, height, 2)
+            columns = np.arange((phase_x + 1 - padding) % 2, width, 2)
+            first_rows = (rows + 1 - padding) // 2 - 1 + phase_y
+            first_columns = (columns + 1 - padding) // 2 - 1 + phase_x
+            for a in (0, 1):
+                for b in (0, 1):
+                    window = around[:, first_rows + 1 + a][:, :, first_columns + 1 + b]
+                    y[:, rows[:, None], columns] += window @ weights["weight_up"][phase_y, phase_x, :, a, b].T
+    return [_act(node, y + weights["bias"][_border(height, padding)[:, None], _border(width, padding)])]
+
+
+def _border(size: int, padding: int) -> Array:
+    """Which of the three biases each row takes: 0 the first, 2 the last, 1 between them or without padding."""
+    index = np.ones(size, np.int64)
+    if padding:
+        index[0], index[-1] = 0, 2
+    return index
+
+
+def _conv_transpose(node: Node, weights: dict[str, Array], x: Array) -> list[Array]:
+    (stride_y, stride_x), weight = node.attributes["stride"], weights["weight"]
+    count, height, width, _ = x.shape
+    outputs, rows, columns, _ = weight.shape
+    full = ((height - 1) * stride_y + rows, (width - 1) * stride_x + columns)
+    y = np.zeros((count, *full, outputs), x.dtype)
+    for dy in range(rows):
+        for dx in range(columns):
+            taken = (slice(dy, full[0] - rows + dy + 1, stride_y), slice(dx, full[1] - columns + dx + 1, stride_x))
+            y[:, taken[0], taken[1]] += x @ weight[:, dy, dx].T
+    cropped = padded(y, [-side for side in node.attributes["padding"]])
+    return [_act(node, cropped + weights["bias"])]
+
+
+def _batch_norm(node: Node, weights: dict[str, Array], x: Array) -> list[Array]:
+    deviation = np.sqrt(weights["running_var"] + node.attributes["epsilon"])
+    return [(x - weights["running_mean"]) / deviation * weights["weight"] + weights["bias"]]
+
+
+#: Stem and normalise get the normalised image.
+_OPS: dict[str, Callable[..., list[Array]]] = {
+    "stem": _conv,
+    "conv": _conv,
+    "up_conv": _up_conv,
+    "concat_conv": _concat_conv,
+    "head": _head,
+    "output": lambda node, weights, x: [x],
+    "normalise": lambda node, weights, x: [x],
+    "conv_transpose": _conv_transpose,
+    "batch_norm": _batch_norm,
+    "pool": lambda node, weights, x: [pooled(x, node.attributes["mode"], node.attributes["kernel"])],
+    "upsample": lambda node, weights, x: [upsampled(x, node.attributes["mode"], node.attributes["scale"])],
+    "pad": lambda node, weights, x: [padded(x, node.attributes["padding"])],
+    "concat": lambda node, weights, *inputs: [np.concatenate(inputs, axis=3)],
+    "add": lambda node, weights, a, b: [_act(node, a + b)],
+    "activation": lambda node, weights, x: [_act(node, x)],
+    "affine": lambda node, weights, x: [_act(node, x * weights["scale"] + weights["shift"])],
+}
