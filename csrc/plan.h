@@ -11,8 +11,21 @@
 namespace uf {
 
 enum class OpKind {
-    stem, conv, up_conv, concat_conv, head, output, normalise, conv_transpose, pool, upsample, pad, concat, add,
-    activation, affine
+    stem,
+    conv,
+    up_conv,
+    concat_conv,
+    head,
+    output,
+    normalise,
+    conv_transpose,
+    pool,
+    upsample,
+    pad,
+    concat,
+    add,
+    activation,
+    affine
 };
 enum class Activation { none, relu, leaky_relu, sigmoid, tanh, softmax };
 enum class UpsampleMode { none, nearest, bilinear, bilinear_corners };
@@ -44,8 +57,8 @@ struct Tensor {
 struct Op {
     OpKind kind{};
     std::string name;
-    std::vector<int> inputs, outputs; // indices into Plan::buffers
-    std::array<int, 2> kernel{1, 1};  // ky, kx
+    std::vector<int> inputs, outputs;       // indices into Plan::buffers
+    std::array<int, 2> kernel{1, 1};        // ky, kx
     std::array<int, 4> padding{0, 0, 0, 0}; // top, left, bottom, right
     std::array<int, 2> stride{1, 1};
     std::array<int, 2> crop{0, 0}; // top, left
@@ -82,6 +95,36 @@ struct Plan {
     std::vector<Op> ops;         // the last one writes the output
 
     bool legal(int64_t side) const { return side >= minimum && side % multiple == remainder; }
+    // The smallest legal side that is not below `side`.
+    int64_t next_legal(int64_t side) const {
+        return side <= minimum ? minimum : side + ((remainder - side) % multiple + multiple) % multiple;
+    }
 };
+
+// What an op kind takes and has: its row in the table of docs/design.md.
+struct OpRow {
+    enum Attribute : unsigned {
+        kernel = 1,
+        padding = 2,
+        stride = 4,
+        crop = 8,
+        activation = 16,
+        upsample = 32,
+        mode = 64,
+        scale = 128
+    };
+    OpKind kind;
+    const char *name;
+    int least_inputs, most_inputs, least_outputs, most_outputs;
+    unsigned attributes; // each of them must be given
+    std::vector<const char *> tensors;
+};
+const std::vector<OpRow> &op_table();
+const OpRow &op_row(OpKind kind);
+
+// Throws UF_ERR_BAD_FILE unless the plan can be run for every legal size: attributes in range, tensors of the right
+// shapes, sizes that follow from each other, buffers written before they are read and alone in their slots.  Names,
+// indices of buffers and counts of inputs and outputs are the reader's to check.
+void check_plan(const Plan &plan);
 
 } // namespace uf

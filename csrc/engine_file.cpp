@@ -1,0 +1,544 @@
+#include "engine_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <set>
+#include <string_view>
+#include <system_error>
+
+#include <nlohmann/json.hpp>
+
+#include "error.h"
+#include "message.h"
+
+namespace uf {
+
+namespace {
+
+using nlohmann::json;
+
+constexpr int64_t newest_format_version = 1;
+
+// Far above what any network needs, low enough that a hostile file cannot make the reader work or allocate for long.
+constexpr uint64_t most_header_bytes = uint64_t{16} << 20;
+constexpr int64_t most_json_values = 1 << 20;
+constexpr int most_json_depth = 32;
+constexpr size_t most_tensors = 65536, most_ops = 4096, most_buffers = 4096, most_rank = 8, longest_name = 256;
+constexpr int most_channels = 65536, largest_side = 65536, largest_halo = 16;
+
+template <class... Parts> [[noreturn]] void bad(const Parts &...parts) {
+    throw Error(UF_ERR_BAD_FILE, message("damaged engine file: ", parts..., "; freeze the network again"));
+}
+
+template <class... Parts> [[noreturn]] void foreign(const Parts &...parts) {
+    throw Error(UF_ERR_BAD_FILE, message("not an engine file: ", parts...,
+                                         "; `unet-fast freeze` makes an engine file from a trained network"));
+}
+
+// Typed, bounded access to one JSON value; `where` is its path in the document, for messages.
+
+class Value {
+  public:
+    Value(const json &value, std::string where) : value_(value), where_(std::move(where)) {}
+
+    const std::string &where() const { return where_; }
+
+    bool has(const char *key) const { return object().contains(key); }
+
+    Value operator[](const char *key) const {
+        const auto found = object().find(key);
+        if (found == object().end())
+            bad(where_.empty() ? "" : where_ + ": ", in_quotes(key), " is missing");
+        return {*found, where_.empty() ? key : where_ + "." + key};
+    }
+
+    std::vector<Value> items(size_t least, size_t most) const {
+        if (!value_.is_array())
+            bad(where_, " must be a list, is ", shown());
+        if (value_.size() < least || value_.size() > most)
+            bad(where_, " has ", value_.size(), " items, expected ",
+                least == most ? message(least) : message(least, " to ", most));
+        std::vector<Value> result;
+        result.reserve(value_.size());
+        for (size_t i = 0; i < value_.size(); ++i)
+            result.emplace_back(value_[i], message(where_, '[', i, ']'));
+        return result;
+    }
+
+    bool is_null() const { return value_.is_null(); }
+
+    void require_object() const { object(); }
+
+    int64_t integer(int64_t low, int64_t high) const {
+        const bool fits = value_.is_number_unsigned()
+                              ? value_.get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()}
+                              : value_.is_number_integer();
+        if (!fits || value_.get<int64_t>() < low || value_.get<int64_t>() > high)
+            bad(where_, " must be an integer from ", low, " to ", high, ", is ", shown());
+        return value_.get<int64_t>();
+    }
+
+    int small(int low, int high) const { return static_cast<int>(integer(low, high)); }
+
+    float number(double low, double high) const {
+        if (!value_.is_number() || !(value_.get<double>() >= low && value_.get<double>() <= high))
+            bad(where_, " must be a number from ", low, " to ", high, ", is ", shown());
+        return static_cast<float>(value_.get<double>());
+    }
+
+    const std::string &text(size_t longest) const {
+        if (!value_.is_string())
+            bad(where_, " must be a string, is ", shown());
+        const std::string &result = value_.get_ref<const std::string &>();
+        if (result.size() > longest)
+            bad(where_, " has ", result.size(), " bytes, at most ", longest, " are allowed");
+        return result;
+    }
+
+    const std::string &name() const {
+        const std::string &result = text(longest_name);
+        const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20U || c == 0x7F; };
+        if (result.empty() || std::any_of(result.begin(), result.end(), control))
+            bad(where_, " must be a name without control characters, is ", in_quotes(result));
+        return result;
+    }
+
+    // The choice whose `name` member is the string.
+    template <class Choice> Choice choice(std::initializer_list<std::pair<const char *, Choice>> choices) const {
+        const std::string &given = text(longest_name);
+        std::string accepted;
+        for (const auto &[name, choice] : choices) {
+            if (given == name)
+                return choice;
+            accepted += accepted.empty() ? name : message(", ", name);
+        }
+        bad(where_, " must be one of ", accepted, ", is ", in_quotes(given));
+    }
+
+    template <size_t count> std::array<int, count> integers(int low, int high) const {
+        std::array<int, count> result{};
+        const std::vector<Value> values = items(count, count);
+        for (size_t i = 0; i < count; ++i)
+            result[i] = values[i].small(low, high);
+        return result;
+    }
+
+  private:
+    const json &object() const {
+        if (!value_.is_object())
+            bad(where_.empty() ? "the document" : where_, " must be an object, is ", shown());
+        return value_;
+    }
+
+    std::string shown() const {
+        if (value_.is_string())
+            return in_quotes(value_.get_ref<const std::string &>());
+        return value_.is_structured() ? message("a list or object of ", value_.size(), " items") : value_.dump();
+    }
+
+    const json &value_;
+    std::string where_;
+};
+
+// JSON without duplicate keys, not too deep and not too long.
+json parse_json(std::string_view text, const char *what) {
+    std::vector<std::set<std::string>> keys; // of the objects that are open
+    int64_t values = 0;
+    const auto guard = [&](int depth, json::parse_event_t event, json &parsed) {
+        if (++values > most_json_values || depth > most_json_depth)
+            bad(what, " has more than ", most_json_values, " values or is nested deeper than ", most_json_depth);
+        if (event == json::parse_event_t::object_start)
+            keys.emplace_back();
+        else if (event == json::parse_event_t::object_end)
+            keys.pop_back();
+        else if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
+            bad(what, " has the key ", in_quotes(parsed.get_ref<const std::string &>()), " twice");
+        return true;
+    };
+    try {
+        return json::parse(text.begin(), text.end(), guard);
+    } catch (const json::parse_error &error) {
+        bad(what, " is not valid JSON at byte ", error.byte, " of ", text.size());
+    } catch (const json::exception &) { // a number out of range
+        bad(what, " holds a number that no double can hold");
+    }
+}
+
+// The safetensors container.
+
+struct Entry {
+    std::string dtype;
+    std::vector<int64_t> shape;
+    uint64_t begin = 0, end = 0; // bytes of the data section
+};
+
+class Container {
+  public:
+    Container(const std::byte *data, size_t size) {
+        const uint64_t header_bytes = header_length(data, size);
+        const std::string_view header(reinterpret_cast<const char *>(data) + 8, static_cast<size_t>(header_bytes));
+        data_ = data + 8 + header_bytes;
+        const uint64_t data_bytes = size - 8 - header_bytes;
+        header_ = parse_json(header, "the header");
+        const Value root(header_, "");
+        if (!header_.is_object() || !header_.contains("__metadata__"))
+            foreign("a safetensors file without metadata holds weights, but no plan");
+        if (header_.size() > most_tensors + 1)
+            bad("it lists ", header_.size() - 1, " tensors, at most ", most_tensors, " are allowed");
+        for (const auto &[name, entry] : header_.items())
+            if (name != "__metadata__")
+                entries_.emplace(name, read_entry(name, Value(entry, "tensor " + in_quotes(name)), data_bytes));
+        check_layout(data_bytes);
+    }
+
+    // The string with our document.
+    const std::string &document() const {
+        const Value metadata(header_.at("__metadata__"), "__metadata__");
+        if (!metadata.has("unet_fast"))
+            foreign("a safetensors file with metadata of another program");
+        return metadata["unet_fast"].text(most_header_bytes);
+    }
+
+    bool has(const std::string &name) const { return entries_.count(name) != 0; }
+
+    // A float32 tensor with finite values, copied out.
+    Tensor tensor(const std::string &name) const {
+        const auto found = entries_.find(name);
+        if (found == entries_.end())
+            bad("tensor ", in_quotes(name), " is missing");
+        const Entry &entry = found->second;
+        if (entry.dtype != "F32")
+            bad("tensor ", in_quotes(name), " is ", entry.dtype, ", expected F32");
+        Tensor result;
+        result.shape = entry.shape;
+        result.values.resize(static_cast<size_t>((entry.end - entry.begin) / sizeof(float)));
+        if (result.empty())
+            bad("tensor ", in_quotes(name), " is empty");
+        std::memcpy(result.values.data(), data_ + entry.begin, result.values.size() * sizeof(float));
+        for (size_t i = 0; i < result.values.size(); ++i)
+            if (!std::isfinite(result.values[i]))
+                bad("tensor ", in_quotes(name), " holds ", result.values[i], " at element ", i);
+        return result;
+    }
+
+  private:
+    static uint64_t header_length(const std::byte *data, size_t size) {
+        const std::string_view start(reinterpret_cast<const char *>(data), std::min<size_t>(size, 9));
+        if (size == 0)
+            foreign("it is empty");
+        if (start.substr(0, 2) == "PK")
+            foreign("a zip archive, such as a PyTorch checkpoint");
+        if (start.substr(0, 4) == "\x89HDF")
+            foreign("an HDF5 file, such as a Keras model");
+        if (size < 9 || start[8] != '{')
+            foreign("it does not begin like one");
+        uint64_t length = 0;
+        for (size_t i = 0; i < 8; ++i)
+            length |= static_cast<uint64_t>(data[i]) << (8 * i);
+        if (length > most_header_bytes)
+            bad("its header has ", length, " bytes, at most ", most_header_bytes, " are allowed");
+        if (length > size - 8)
+            bad("it was cut off within its header: ", size, " bytes, expected at least ", length + 8);
+        return length;
+    }
+
+    static uint64_t item_bytes(const Value &dtype) {
+        return static_cast<uint64_t>(dtype.choice<int>({{"F64", 8},
+                                                        {"I64", 8},
+                                                        {"U64", 8},
+                                                        {"F32", 4},
+                                                        {"I32", 4},
+                                                        {"U32", 4},
+                                                        {"F16", 2},
+                                                        {"BF16", 2},
+                                                        {"I16", 2},
+                                                        {"U16", 2},
+                                                        {"I8", 1},
+                                                        {"U8", 1},
+                                                        {"BOOL", 1},
+                                                        {"F8_E4M3", 1},
+                                                        {"F8_E5M2", 1}}));
+    }
+
+    static Entry read_entry(const std::string &name, const Value &value, uint64_t data_bytes) {
+        if (name.size() > 2 * longest_name)
+            bad("a tensor has a name of ", name.size(), " bytes");
+        Entry entry;
+        entry.dtype = value["dtype"].text(longest_name);
+        const uint64_t item = item_bytes(value["dtype"]);
+        uint64_t length = item;
+        for (const Value &extent : value["shape"].items(0, most_rank)) {
+            entry.shape.push_back(extent.integer(0, std::numeric_limits<int64_t>::max()));
+            if (__builtin_mul_overflow(length, static_cast<uint64_t>(entry.shape.back()), &length))
+                bad(value.where(), " is larger than any file: shape ", list(entry.shape));
+        }
+        const std::vector<Value> offsets = value["data_offsets"].items(2, 2);
+        const int64_t last = static_cast<int64_t>(std::min<uint64_t>(data_bytes, std::numeric_limits<int64_t>::max()));
+        entry.begin = static_cast<uint64_t>(offsets[0].integer(0, last));
+        entry.end = static_cast<uint64_t>(offsets[1].integer(static_cast<int64_t>(entry.begin), last));
+        if (entry.end - entry.begin != length)
+            bad(value.where(), " has ", entry.end - entry.begin, " bytes, but its shape ", list(entry.shape), " of ",
+                entry.dtype, " takes ", length);
+        return entry;
+    }
+
+    // As safetensors demands: the tensors fill the data section, without gaps and overlaps.
+    void check_layout(uint64_t data_bytes) const {
+        std::vector<const std::pair<const std::string, Entry> *> order;
+        order.reserve(entries_.size());
+        for (const auto &entry : entries_)
+            order.push_back(&entry);
+        std::sort(order.begin(), order.end(), [](const auto *a, const auto *b) {
+            return std::pair(a->second.begin, a->second.end) < std::pair(b->second.begin, b->second.end);
+        });
+        uint64_t position = 0;
+        for (const auto *entry : order) {
+            if (entry->second.begin != position)
+                bad("tensor ", in_quotes(entry->first), " begins at byte ", entry->second.begin,
+                    " of the data, expected ", position);
+            position = entry->second.end;
+        }
+        if (position != data_bytes)
+            bad("it has ", data_bytes, " bytes of data, but its tensors take ", position);
+    }
+
+    json header_;
+    std::map<std::string, Entry> entries_;
+    const std::byte *data_ = nullptr;
+};
+
+// The document.
+
+class DocumentReader {
+  public:
+    DocumentReader(const Container &container, const json &document) : container_(container), root_(document, "") {}
+
+    Plan read() {
+        read_version();
+        plan_.name = root_["name"].text(longest_name);
+        plan_.precision =
+            root_["precision"].choice<const char *>({{"float32", "float32"}, {"bf16", "bf16"}, {"fp16", "fp16"}});
+        read_input(root_["input"]);
+        read_output(root_["output"]);
+        const Value size = root_["size"];
+        plan_.multiple = size["multiple"].small(1, largest_side);
+        plan_.remainder = size["remainder"].small(0, plan_.multiple - 1);
+        plan_.minimum = size["minimum"].small(1, largest_side);
+        plan_.tile = root_["tile"].small(1, largest_side);
+        plan_.margin = root_["margin"].small(0, largest_side);
+        plan_.halo = root_["halo"].is_null() ? -1 : root_["halo"].small(0, largest_side);
+        plan_.slots = root_["slots"].small(0, static_cast<int>(most_buffers));
+        for (const Value &buffer : root_["buffers"].items(1, most_buffers))
+            read_buffer(buffer);
+        for (const Value &op : root_["ops"].items(1, most_ops))
+            read_op(op);
+        check_unused_parts();
+        return std::move(plan_);
+    }
+
+  private:
+    void read_version() const {
+        const int64_t version = root_["format_version"].integer(1, std::numeric_limits<int64_t>::max());
+        if (version > newest_format_version)
+            throw Error(UF_ERR_VERSION,
+                        message("the engine file has format version ", version, ", this unet_fast ", UF_VERSION_MAJOR,
+                                '.', UF_VERSION_MINOR, '.', UF_VERSION_PATCH, " reads versions up to ",
+                                newest_format_version, "; update unet_fast, or freeze the network with this version"));
+    }
+
+    void read_input(const Value &input) {
+        plan_.channels = input["channels"].small(1, 4);
+        const Value normalisation = input["normalisation"];
+        plan_.normalisation.kind = normalisation["kind"].choice<NormalisationKind>(
+            {{"fixed", NormalisationKind::fixed}, {"standardise", NormalisationKind::standardise}});
+        if (plan_.normalisation.kind == NormalisationKind::standardise) {
+            plan_.normalisation.epsilon = normalisation["epsilon"].number(1e-12, 1.0);
+            return;
+        }
+        const auto channels = static_cast<size_t>(plan_.channels);
+        for (const Value &mean : normalisation["mean"].items(channels, channels))
+            plan_.normalisation.mean.push_back(mean.number(-1e6, 1e6));
+        for (const Value &deviation : normalisation["std"].items(channels, channels))
+            plan_.normalisation.std.push_back(deviation.number(1e-12, 1e12));
+    }
+
+    void read_output(const Value &output) {
+        plan_.output_kind = output["kind"].choice<OutputKind>(
+            {{"sigmoid", OutputKind::sigmoid}, {"softmax", OutputKind::softmax}, {"identity", OutputKind::identity}});
+        plan_.output_channels = output["channels"].small(1, most_channels);
+        plan_.threshold = output["threshold"].number(1e-6, 1.0 - 1e-6);
+    }
+
+    void read_buffer(const Value &value) {
+        Buffer buffer;
+        buffer.name = value["name"].name();
+        buffer.channels = value["channels"].small(1, most_channels);
+        buffer.height = extent(value["height"]);
+        buffer.width = extent(value["width"]);
+        buffer.halo = value["halo"].small(0, largest_halo);
+        buffer.slot = value["slot"].small(-1, plan_.slots - 1);
+        if (!buffer_indices_.emplace(buffer.name, static_cast<int>(plan_.buffers.size())).second)
+            bad("buffer ", in_quotes(buffer.name), " stands twice in the list");
+        plan_.buffers.push_back(std::move(buffer));
+    }
+
+    static Extent extent(const Value &value) {
+        constexpr int64_t any = std::numeric_limits<int32_t>::max();
+        const std::vector<Value> numbers = value.items(3, 3);
+        return {numbers[0].integer(1, any), numbers[1].integer(-any, any), numbers[2].integer(1, any)};
+    }
+
+    void read_op(const Value &value) {
+        Op op;
+        op.name = value["name"].name();
+        if (!op_names_.insert(op.name).second)
+            bad(value.where(), ": a second op of the name ", in_quotes(op.name));
+        const OpRow &row = kind(value["op"]);
+        op.kind = row.kind;
+        op.inputs = buffers(value["inputs"], row.least_inputs, row.most_inputs);
+        op.outputs = buffers(value["outputs"], row.least_outputs, row.most_outputs);
+        read_attributes(value, row, op);
+        for (const char *tensor : row.tensors)
+            op.tensors.emplace_back(tensor, container_.tensor(op.name + "." + tensor));
+        plan_.ops.push_back(std::move(op));
+    }
+
+    static const OpRow &kind(const Value &value) {
+        const std::string &given = value.text(longest_name);
+        std::string known;
+        for (const OpRow &row : op_table()) {
+            if (given == row.name)
+                return row;
+            known += known.empty() ? row.name : message(", ", row.name);
+        }
+        bad(value.where(), " is ", in_quotes(given), ", known ops are ", known);
+    }
+
+    static void read_attributes(const Value &value, const OpRow &row, Op &op) {
+        constexpr int any = 1 << 20; // check_plan knows the ranges
+        const auto wants = [&](unsigned attribute) { return (row.attributes & attribute) != 0; };
+        const std::initializer_list<std::pair<const char *, UpsampleMode>> interpolations = {
+            {"nearest", UpsampleMode::nearest},
+            {"bilinear", UpsampleMode::bilinear},
+            {"bilinear_corners", UpsampleMode::bilinear_corners}};
+        if (row.kind == OpKind::up_conv)
+            op.kernel = {3, 3};
+        if (wants(OpRow::kernel))
+            op.kernel = value["kernel"].integers<2>(1, any);
+        if (wants(OpRow::padding))
+            op.padding = value["padding"].integers<4>(-any, any);
+        if (wants(OpRow::stride))
+            op.stride = value["stride"].integers<2>(1, any);
+        if (wants(OpRow::crop))
+            op.crop = value["crop"].integers<2>(0, any);
+        if (wants(OpRow::scale))
+            op.scale = value["scale"].small(1, any);
+        if (wants(OpRow::activation)) {
+            op.activation = value["activation"].choice<Activation>({{"none", Activation::none},
+                                                                    {"relu", Activation::relu},
+                                                                    {"leaky_relu", Activation::leaky_relu},
+                                                                    {"sigmoid", Activation::sigmoid},
+                                                                    {"tanh", Activation::tanh},
+                                                                    {"softmax", Activation::softmax}});
+            if (op.activation == Activation::leaky_relu)
+                op.slope = value["slope"].number(0.0, 1.0);
+        }
+        if (row.kind == OpKind::concat_conv)
+            op.upsample = value["upsample"].text(longest_name) == "none"
+                              ? UpsampleMode::none
+                              : value["upsample"].choice<UpsampleMode>(interpolations);
+        if (row.kind == OpKind::upsample)
+            op.upsample = value["mode"].choice<UpsampleMode>(interpolations);
+        if (row.kind == OpKind::pool) {
+            op.pool = value["mode"].choice<PoolMode>({{"max", PoolMode::max}, {"average", PoolMode::average}});
+            op.stride = op.kernel;
+        }
+    }
+
+    std::vector<int> buffers(const Value &value, int least, int most) const {
+        std::vector<int> result;
+        for (const Value &item : value.items(static_cast<size_t>(least), static_cast<size_t>(most))) {
+            const auto found = buffer_indices_.find(item.text(longest_name));
+            if (found == buffer_indices_.end())
+                bad(item.where(), " is ", in_quotes(item.text(longest_name)), ", which is not a buffer");
+            result.push_back(found->second);
+        }
+        return result;
+    }
+
+    // What this reader does not run shall at least be well formed, so that no other reader stumbles.
+    void check_unused_parts() const {
+        if (root_.has("golden"))
+            for (const Value &pair : root_["golden"].items(0, most_ops))
+                for (const char *part : {"image", "probability"})
+                    if (!container_.has(pair[part].text(2 * longest_name)))
+                        bad(pair[part].where(), ": there is no tensor ", in_quotes(pair[part].text(2 * longest_name)));
+        if (root_.has("kernels"))
+            for (const Value &kernel : root_["kernels"].items(0, most_tensors))
+                kernel.require_object();
+    }
+
+    const Container &container_;
+    Value root_;
+    Plan plan_;
+    std::map<std::string, int> buffer_indices_;
+    std::set<std::string> op_names_;
+};
+
+} // namespace
+
+std::shared_ptr<const Plan> read_engine_file(const std::byte *data, size_t size) {
+    const Container container(data, size);
+    const json document = parse_json(container.document(), "the plan");
+    auto plan = std::make_shared<const Plan>(DocumentReader(container, document).read());
+    check_plan(*plan);
+    return plan;
+}
+
+FileBytes read_file(const std::string &path) {
+    const auto failed = [&](const char *doing) {
+        const std::string why = std::generic_category().message(errno);
+        throw Error(UF_ERR_IO, message("cannot ", doing, " ", path, ": ", why));
+    };
+    struct Descriptor {
+        int number;
+        ~Descriptor() {
+            if (number >= 0)
+                close(number);
+        }
+    };
+    // Without O_NONBLOCK, opening a pipe would wait for its writer.
+    const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+    if (file.number < 0)
+        failed("open");
+    struct stat status = {};
+    if (fstat(file.number, &status) != 0)
+        failed("read");
+    if (!S_ISREG(status.st_mode))
+        throw Error(UF_ERR_IO, message("cannot read ", path, ": it is ",
+                                       S_ISDIR(status.st_mode) ? "a directory" : "not a regular file"));
+    FileBytes bytes;
+    bytes.size = static_cast<size_t>(status.st_size);
+    bytes.data.reset(new std::byte[bytes.size]); // not zeroed first
+    for (size_t position = 0; position < bytes.size;) {
+        const ssize_t count = read(file.number, bytes.data.get() + position, bytes.size - position);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count < 0)
+            failed("read");
+        if (count == 0)
+            throw Error(UF_ERR_IO, message("cannot read ", path, ": it became shorter while it was read"));
+        position += static_cast<size_t>(count);
+    }
+    return bytes;
+}
+
+} // namespace uf

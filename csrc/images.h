@@ -1,0 +1,79 @@
+// The caller's images and results, checked once, and what is done to pixels outside the network: statistics, mirrored
+// copies, bilinear resizing, thresholding.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "executor.h"
+#include "plan.h"
+#include "unet_fast.h"
+
+namespace uf {
+
+// Longest side of an image.
+constexpr int64_t largest_image_side = int64_t{1} << 20;
+
+size_t pixel_bytes(PixelType type);
+
+// One or more images of the same size, with every default filled in.
+struct ImageBatch {
+    ImageView first;
+    int64_t image_stride = 0; // bytes, any sign
+    int count = 1;
+    int64_t height = 0, width = 0;
+    int channels = 1;
+    double max_value = 255.0; // what counts as 1
+
+    ImageView operator[](int64_t index) const {
+        ImageView view = first;
+        view.data += index * image_stride;
+        return view;
+    }
+};
+
+// Where their results go.
+struct OutputBatch {
+    OutputView first;
+    int64_t image_stride = 0; // bytes, any sign
+
+    OutputView operator[](int64_t index) const {
+        OutputView view = first;
+        view.data += index * image_stride;
+        return view;
+    }
+};
+
+// Throw UF_ERR_INVALID_ARGUMENT for what unet_fast.h does not allow; UF_ERR_UNSUPPORTED for device memory, and for the
+// mask of a network that has none.
+ImageBatch check_image(const uf_image &image, const Plan &plan);
+OutputBatch check_output(const uf_output &output, int count, int64_t height, int64_t width, const Plan &plan);
+
+// Throws UF_ERR_INVALID_ARGUMENT with the position of the first NaN or infinity.
+void require_finite(const ImageBatch &images);
+
+// The normalisation of one image; "standardise" takes mean and population standard deviation of all its pixels and
+// channels, in float64.
+PixelTransform pixel_transform(const Plan &plan, const ImageBatch &images, int index);
+
+// Bytes per pixel of a result.
+size_t result_bytes(ResultType type, const Plan &plan);
+
+// Copies the window of `rows` x `columns` pixels at (top, left) to `target`, tight.  Outside the image it is mirrored
+// without repeating the edge, as often as it takes ("reflect" of numpy.pad); a side of one pixel is repeated.
+void copy_mirrored(const ImageBatch &images, int index, int64_t top, int64_t left, int64_t rows, int64_t columns,
+                   std::byte *target);
+
+// The view of a tight copy.
+ImageView tight_view(const std::byte *data, PixelType type, int64_t width, int channels);
+
+// Bilinear interpolation between pixel centres, without smoothing, edges repeated (as torch.nn.functional.interpolate
+// with align_corners=False).  Writes one row of the resized image: `target_width` x channels floats.
+void resize_row(const ImageView &source, int64_t height, int64_t width, int channels, int64_t target_row,
+                int64_t target_height, int64_t target_width, float *target);
+
+// Writes a row of probabilities to a result as its type wants it.
+void write_row(const float *probability, int64_t width, const Plan &plan, float threshold, const OutputView &output,
+               int64_t row);
+
+} // namespace uf
