@@ -111,4 +111,4 @@ def _as_batch(array: NDArray[Any], channels: int) -> tuple[NDArray[Any], bool]:
         hint = "; if channels come first, pass np.moveaxis(image, -3, -1)"
     elif array.ndim == 2 or (array.ndim == 3 and shape[2] <= _MOST_CHANNELS):
         hint = f"; unet_fast.images.to_channels(image, {channels}) turns grey into colour and back"
-    raise ValueError(f"image must have the shape {accepted} for a network of {channels} channels, got {shape}{hint}")
+    raise ValueError(f"image must have the shape {accepted} for this network ({channels=}), got {shape}{hint}")

@@ -183,11 +183,10 @@ class Engine:
             raise UnsupportedError(
                 f"{self.info.name!r} is a regression, it has values and no mask; call probability() instead"
             )
-        if threshold is None:
-            threshold = 0.0  # the C API's default
-        elif not 0 < _as_float("threshold", threshold) < 1:
+        limit = 0.0 if threshold is None else _as_float("threshold", threshold)  # 0 is the C API's default
+        if threshold is not None and not 0 < limit < 1:
             raise ValueError(f"threshold must be between 0 and 1, both excluded, got {threshold!r}")
-        return self._run(image, np.dtype(np.uint8), tiling, float(threshold), tile, overlap, max_value, out)
+        return self._run(image, np.dtype(np.uint8), tiling, limit, tile, overlap, max_value, out)
 
     def probability(
         self,
@@ -232,9 +231,8 @@ class Engine:
         out: NDArray[Any] | None,
     ) -> NDArray[Any]:
         tiling_arguments = _tiling_arguments(tiling, tile, overlap)
-        if max_value is None:
-            max_value = 0.0  # the C API's default
-        elif not 0 < _as_float("max_value", max_value) < math.inf:
+        white = 0.0 if max_value is None else _as_float("max_value", max_value)  # 0 is the C API's default
+        if max_value is not None and not 0 < white < math.inf:
             raise ValueError(f"max_value must be positive and finite, got {max_value!r}")
         batch, was_batch = as_image_batch(image, self.info.channels)
         count, height, width, _ = batch.shape
@@ -251,13 +249,18 @@ class Engine:
         self._native.segment(
             batch,
             out if was_batch else out[None],
-            max_value=float(max_value),
+            max_value=white,
             tiling=mode,
             tile=tile_side,
             overlap=tile_overlap,
             threshold=threshold,
         )
         return out
+
+    @property
+    def source(self) -> str | bytes:
+        """The engine file: its absolute path, or its contents if it was opened from bytes."""
+        return self._source
 
     @property
     def device(self) -> str:
@@ -359,8 +362,10 @@ def _check_positive_integer(name: str, value: Any) -> None:
 
 
 def _as_float(name: str, value: SupportsFloat) -> float:
+    """`value` rounded to float32, the type of the C API."""
     try:
-        return float(value)
+        with np.errstate(over="ignore", under="ignore"):
+            return float(np.float32(float(value)))
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
 

@@ -142,7 +142,8 @@ def _page_per_class(values: list[NDArray[Any]]) -> list[NDArray[Any]]:
 def _overlays(
     pages: list[Pixels], masks: list[NDArray[Any]], palette: Sequence[overlay.Colour]
 ) -> list[overlay.Picture]:
-    colours = palette[1:] or overlay.PALETTE  # the first colour of an engine is that of the background
+    # Of several classes the first is the background.
+    colours = (palette if len(palette) == 1 else palette[1:]) or overlay.PALETTE
     pictures = []
     for page, mask in zip(pages, masks, strict=True):
         # A network without padding has a smaller mask, at the centre of its image.

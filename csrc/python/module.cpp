@@ -15,30 +15,26 @@ namespace py = pybind11;
 
 namespace {
 
-[[noreturn]] void raise_status(uf_status status, const std::string &message) {
-    const auto raise = [&](py::handle type) {
-        PyErr_SetString(type.ptr(), message.c_str());
-        throw py::error_already_set();
-    };
+py::object exception_type(uf_status status) {
+    const auto builtin = [](PyObject *type) { return py::reinterpret_borrow<py::object>(type); };
     const auto own = [](const char *name) -> py::object { return py::module_::import("unet_fast.errors").attr(name); };
     switch (status) {
     case UF_ERR_INVALID_ARGUMENT:
-        raise(PyExc_ValueError);
+        return builtin(PyExc_ValueError);
     case UF_ERR_IO:
-        raise(PyExc_OSError);
+        return builtin(PyExc_OSError);
     case UF_ERR_OUT_OF_MEMORY:
-        raise(PyExc_MemoryError);
+        return builtin(PyExc_MemoryError);
     case UF_ERR_BAD_FILE:
     case UF_ERR_VERSION:
-        raise(own("EngineFileError"));
+        return own("EngineFileError");
     case UF_ERR_UNSUPPORTED:
-        raise(own("UnsupportedError"));
+        return own("UnsupportedError");
     case UF_ERR_DEVICE:
     case UF_ERR_DEVICE_LOST:
-        raise(own("DeviceError"));
+        return own("DeviceError");
     default:
-        PyErr_Format(PyExc_RuntimeError, "%s: %s", uf_status_name(status), message.c_str());
-        throw py::error_already_set();
+        return builtin(PyExc_RuntimeError);
     }
 }
 
@@ -54,7 +50,8 @@ template <typename Call> void checked(const Call &call) {
         }
     }
     if (status != UF_OK) {
-        raise_status(status, message);
+        PyErr_SetString(exception_type(status).ptr(), message.c_str());
+        throw py::error_already_set();
     }
 }
 

@@ -1,0 +1,41 @@
+"""Fixtures for every test: real data where it is at hand, engine files of the small networks, fresh images."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import networks
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of microscopy data sets beside the repository, or the one that UNET_FAST_DATA names."""
+    folder = Path(os.environ.get("UNET_FAST_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"needs the data sets in {folder} (another place: UNET_FAST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """engine_file(name, seed=0, **options of freeze) -> engine file of a network of tests/networks.py, made once."""
+
+    @functools.cache
+    def make(name: str, seed: int = 0, **options: Any) -> Path:
+        return networks.frozen(name, tmp_path_factory.mktemp("engines"), seed, **options)
+
+    return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reads or fills the user's cache of frozen networks; child processes included."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
