@@ -16,7 +16,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "cuda/kernel_table.h"
 #include "error.h"
+#include "json_value.h"
 #include "message.h"
 
 namespace uf {
@@ -31,122 +33,13 @@ constexpr int64_t newest_format_version = 1;
 constexpr uint64_t most_header_bytes = uint64_t{16} << 20;
 constexpr int64_t most_json_values = 1 << 20;
 constexpr int most_json_depth = 32;
-constexpr size_t most_tensors = 65536, most_ops = 4096, most_buffers = 4096, most_rank = 8, longest_name = 256;
+constexpr size_t most_tensors = 65536, most_ops = 4096, most_buffers = 4096, most_rank = 8;
 constexpr int most_channels = 65536, largest_side = 65536, largest_halo = 16;
-
-template <class... Parts> [[noreturn]] void bad(const Parts &...parts) {
-    throw Error(UF_ERR_BAD_FILE, message("damaged engine file: ", parts..., "; freeze the network again"));
-}
 
 template <class... Parts> [[noreturn]] void foreign(const Parts &...parts) {
     throw Error(UF_ERR_BAD_FILE, message("not an engine file: ", parts...,
                                          "; `unet-fast freeze` makes an engine file from a trained network"));
 }
-
-// Typed, bounded access to one JSON value; `where` is its path in the document, for messages.
-
-class Value {
-  public:
-    Value(const json &value, std::string where) : value_(value), where_(std::move(where)) {}
-
-    const std::string &where() const { return where_; }
-
-    bool has(const char *key) const { return object().contains(key); }
-
-    Value operator[](const char *key) const {
-        const auto found = object().find(key);
-        if (found == object().end())
-            bad(where_.empty() ? "" : where_ + ": ", in_quotes(key), " is missing");
-        return {*found, where_.empty() ? key : where_ + "." + key};
-    }
-
-    std::vector<Value> items(size_t least, size_t most) const {
-        if (!value_.is_array())
-            bad(where_, " must be a list, is ", shown());
-        if (value_.size() < least || value_.size() > most)
-            bad(where_, " has ", value_.size(), " items, expected ",
-                least == most ? message(least) : message(least, " to ", most));
-        std::vector<Value> result;
-        result.reserve(value_.size());
-        for (size_t i = 0; i < value_.size(); ++i)
-            result.emplace_back(value_[i], message(where_, '[', i, ']'));
-        return result;
-    }
-
-    bool is_null() const { return value_.is_null(); }
-
-    void require_object() const { object(); }
-
-    int64_t integer(int64_t low, int64_t high) const {
-        const bool fits = value_.is_number_unsigned()
-                              ? value_.get<uint64_t>() <= uint64_t{std::numeric_limits<int64_t>::max()}
-                              : value_.is_number_integer();
-        if (!fits || value_.get<int64_t>() < low || value_.get<int64_t>() > high)
-            bad(where_, " must be an integer from ", low, " to ", high, ", is ", shown());
-        return value_.get<int64_t>();
-    }
-
-    int small(int low, int high) const { return static_cast<int>(integer(low, high)); }
-
-    float number(double low, double high) const {
-        if (!value_.is_number() || !(value_.get<double>() >= low && value_.get<double>() <= high))
-            bad(where_, " must be a number from ", low, " to ", high, ", is ", shown());
-        return static_cast<float>(value_.get<double>());
-    }
-
-    const std::string &text(size_t longest) const {
-        if (!value_.is_string())
-            bad(where_, " must be a string, is ", shown());
-        const std::string &result = value_.get_ref<const std::string &>();
-        if (result.size() > longest)
-            bad(where_, " has ", result.size(), " bytes, at most ", longest, " are allowed");
-        return result;
-    }
-
-    const std::string &name() const {
-        const std::string &result = text(longest_name);
-        const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20U || c == 0x7F; };
-        if (result.empty() || std::any_of(result.begin(), result.end(), control))
-            bad(where_, " must be a name without control characters, is ", in_quotes(result));
-        return result;
-    }
-
-    // The choice whose `name` member is the string.
-    template <class Choice> Choice choice(std::initializer_list<std::pair<const char *, Choice>> choices) const {
-        const std::string &given = text(longest_name);
-        std::string accepted;
-        for (const auto &[name, choice] : choices) {
-            if (given == name)
-                return choice;
-            accepted += accepted.empty() ? name : message(", ", name);
-        }
-        bad(where_, " must be one of ", accepted, ", is ", in_quotes(given));
-    }
-
-    template <size_t count> std::array<int, count> integers(int low, int high) const {
-        std::array<int, count> result{};
-        const std::vector<Value> values = items(count, count);
-        for (size_t i = 0; i < count; ++i)
-            result[i] = values[i].small(low, high);
-        return result;
-    }
-
-  private:
-    const json &object() const {
-        if (!value_.is_object())
-            bad(where_.empty() ? "the document" : where_, " must be an object, is ", shown());
-        return value_;
-    }
-
-    std::string shown() const {
-        if (value_.is_string())
-            return in_quotes(value_.get_ref<const std::string &>());
-        return value_.is_structured() ? message("a list or object of ", value_.size(), " items") : value_.dump();
-    }
-
-    const json &value_;
-    std::string where_;
-};
 
 // JSON without duplicate keys, not too deep and not too long.
 json parse_json(std::string_view text, const char *what) {
@@ -227,6 +120,15 @@ class Container {
             if (!std::isfinite(result.values[i]))
                 bad("tensor ", in_quotes(name), " holds ", result.values[i], " at element ", i);
         return result;
+    }
+
+    // The contents of a U8 tensor.
+    std::string bytes(const std::string &name) const {
+        const auto found = entries_.find(name);
+        if (found == entries_.end() || found->second.dtype != "U8" || found->second.begin == found->second.end)
+            bad("there is no U8 tensor ", in_quotes(name), " with GPU code");
+        const Entry &entry = found->second;
+        return {reinterpret_cast<const char *>(data_) + entry.begin, static_cast<size_t>(entry.end - entry.begin)};
     }
 
   private:
@@ -495,11 +397,14 @@ class DocumentReader {
 
 } // namespace
 
-std::shared_ptr<const Plan> read_engine_file(const std::byte *data, size_t size) {
+std::shared_ptr<const Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code) {
     const Container container(data, size);
     const json document = parse_json(container.document(), "the plan");
-    auto plan = std::make_shared<const Plan>(DocumentReader(container, document).read());
+    const auto plan = std::make_shared<Plan>(DocumentReader(container, document).read());
     check_plan(*plan);
+    if (with_gpu_code && document.contains("kernels"))
+        plan->kernels = cuda::read_kernel_table({document["kernels"], "kernels"}, *plan,
+                                                [&](const std::string &name) { return container.bytes(name); });
     return plan;
 }
 

@@ -4,11 +4,16 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 namespace uf {
+
+namespace cuda {
+struct KernelTable;
+}
 
 enum class OpKind {
     stem,
@@ -93,6 +98,7 @@ struct Plan {
     int slots = 0;
     std::vector<Buffer> buffers; // [0] is the image
     std::vector<Op> ops;         // the last one writes the output
+    std::shared_ptr<const cuda::KernelTable> kernels; // GPU code; null where the file has none or it was not wanted
 
     bool legal(int64_t side) const { return side >= minimum && side % multiple == remainder; }
     // The smallest legal side that is not below `side`.
