@@ -1,0 +1,96 @@
+// How the CPU executor keeps activations: pixels with their channels innermost, padded to whole vectors, and a frame of
+// zero pixels around each image, so that no convolution ever tests a border.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+
+namespace uf {
+
+// bfloat16: the upper half of a float32.
+struct Bf16 {
+    uint16_t bits;
+};
+
+inline float to_float(float value) { return value; }
+inline float to_float(Bf16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+inline void from_float(float value, float &result) { result = value; }
+// Rounds to nearest, ties to even; NaN stays NaN.
+inline void from_float(float value, Bf16 &result) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+    result.bits = static_cast<uint16_t>(value != value ? bits >> 16 | 0x40 : rounded);
+}
+
+inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// A tensor of `count` images inside the arena.  Strides in bytes.
+struct Activations {
+    std::byte *data = nullptr; // pixel (0, 0) of image 0, inside the frame
+    int height = 0, width = 0, channels = 0;
+    int padded_channels = 0; // those above `channels` hold zeros
+    int halo = 0;            // zero pixels around each image
+    bool bf16 = false;       // else float32
+    int64_t pixel_stride = 0, row_stride = 0, image_stride = 0;
+
+    void lay_out() {
+        pixel_stride = static_cast<int64_t>(padded_channels) * (bf16 ? sizeof(Bf16) : sizeof(float));
+        row_stride = pixel_stride * (width + 2 * halo);
+        image_stride = row_stride * (height + 2 * halo);
+    }
+    // From the start of the memory to `data`.
+    int64_t offset() const { return halo * (row_stride + pixel_stride); }
+
+    std::byte *pixel(int64_t image, int64_t y, int64_t x) const {
+        return data + image * image_stride + y * row_stride + x * pixel_stride;
+    }
+    template <class Element> Element *pixel_as(int64_t image, int64_t y, int64_t x) const {
+        return reinterpret_cast<Element *>(pixel(image, y, x));
+    }
+
+    // Zeroes the frame beside row y, and above the first and below the last one.
+    void clear_frame(int64_t image, int64_t y) const {
+        if (halo == 0)
+            return;
+        const auto side = static_cast<size_t>(halo * pixel_stride), edge = static_cast<size_t>(halo * row_stride);
+        if (y == 0)
+            std::memset(pixel(image, -halo, -halo), 0, edge);
+        std::memset(pixel(image, y, -halo), 0, side);
+        std::memset(pixel(image, y, width), 0, side);
+        if (y == height - 1)
+            std::memset(pixel(image, height, -halo), 0, edge);
+    }
+};
+
+// Memory aligned to a cache line, which is also the longest vector.  Throws std::bad_alloc.
+class AlignedMemory {
+  public:
+    static constexpr size_t alignment = 64;
+
+    AlignedMemory() = default;
+    explicit AlignedMemory(size_t bytes)
+        : data_(static_cast<std::byte *>(::operator new(bytes, std::align_val_t{alignment}))), size_(bytes) {}
+
+    std::byte *data() const { return data_.get(); }
+    float *floats() const { return reinterpret_cast<float *>(data_.get()); }
+    size_t size() const { return size_; }
+
+  private:
+    struct Free {
+        void operator()(std::byte *data) const { ::operator delete(data, std::align_val_t{alignment}); }
+    };
+    std::unique_ptr<std::byte, Free> data_;
+    size_t size_ = 0;
+};
+
+} // namespace uf

@@ -1,0 +1,425 @@
+#include "cpu_executor.h"
+
+#include <algorithm>
+
+#include "activations.h"
+#include "convolution.h"
+#include "cpu_features.h"
+#include "error.h"
+#include "plain_ops.h"
+
+namespace uf {
+namespace {
+
+bool convolves(OpKind kind) {
+    switch (kind) {
+    case OpKind::stem:
+    case OpKind::conv:
+    case OpKind::up_conv:
+    case OpKind::concat_conv:
+    case OpKind::head:
+    case OpKind::conv_transpose:
+        return true;
+    default:
+        return false;
+    }
+}
+
+struct PreparedOp {
+    Op op; // without the weights that were packed
+    Convolution convolution;
+    Convolution head;                   // the 1x1 behind the convolution of a head
+    RowFunction row_function = nullptr; // for the plain ops
+};
+
+// All that contexts share.
+struct Program {
+    std::shared_ptr<ThreadPool> pool;
+    const KernelTable *kernels = nullptr;
+    bool bf16 = false;
+    int image_channels = 1, image_halo = 0;
+    bool has_stem = false;
+    OutputKind output_kind = OutputKind::sigmoid;
+    int output_channels = 1;
+    int slots = 0;
+    std::vector<Buffer> buffers;
+    std::vector<int> halos; // per buffer
+    std::vector<PreparedOp> ops;
+};
+
+bool choose_bf16(const std::string &precision, const std::string &plan_precision, const KernelTable &kernels) {
+    const bool available = kernels.conv_bf16 != nullptr;
+    if (precision == "auto" || precision.empty())
+        return available && plan_precision != "float32";
+    if (precision == "float32")
+        return false;
+    if (precision == "bf16") {
+        if (available)
+            return true;
+        throw Error(UF_ERR_UNSUPPORTED, std::string("precision \"bf16\" needs a CPU with AVX-512 BF16, and the ") +
+                                            "instruction set in use is \"" + kernels.isa +
+                                            "\"; here, use \"auto\" or \"float32\"");
+    }
+    if (precision == "fp16") {
+        throw Error(UF_ERR_UNSUPPORTED, std::string("precision \"fp16\" is for GPUs; on a CPU, use \"auto\", ") +
+                                            "\"float32\"" + (available ? " or \"bf16\"" : ""));
+    }
+    throw Error(UF_ERR_INVALID_ARGUMENT,
+                "precision is \"" + precision + "\"; accepted on a CPU: \"auto\", \"float32\", \"bf16\"");
+}
+
+// Output rows of one task.  A pooled row needs two; rows that share upsampled input amortise it.
+int rows_per_task(const Op &op) {
+    if (op.kind == OpKind::concat_conv && op.upsample != UpsampleMode::none)
+        return 8;
+    return op.outputs.size() == 2 ? 2 : 1;
+}
+
+class CpuContext final : public Context {
+  public:
+    CpuContext(std::shared_ptr<const Program> program, const PassShape &shape)
+        : program_(std::move(program)), shape_(shape) {
+        lay_out_buffers();
+        allocate();
+    }
+
+    PassShape shape() const override { return shape_; }
+
+    void run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
+             const OutputView *outputs, void *) override {
+        const Pass pass{images, transforms, count, logit_threshold, outputs};
+        for (const PreparedOp &prepared : program_->ops) {
+            switch (prepared.op.kind) {
+            case OpKind::stem:
+                normalise(pass, image_);
+                convolve(prepared, pass);
+                break;
+            case OpKind::conv:
+            case OpKind::up_conv:
+            case OpKind::concat_conv:
+            case OpKind::conv_transpose:
+                convolve(prepared, pass);
+                break;
+            case OpKind::head:
+                head(prepared, pass);
+                break;
+            case OpKind::normalise:
+                normalise(pass, buffers_[prepared.op.outputs[0]]);
+                break;
+            case OpKind::output:
+                output(prepared, pass);
+                break;
+            default:
+                plain(prepared, pass);
+                break;
+            }
+        }
+    }
+
+  private:
+    struct Pass {
+        const ImageView *images;
+        const PixelTransform *transforms;
+        int count;
+        float logit_threshold;
+        const OutputView *outputs;
+    };
+
+    void lay_out_buffers() {
+        const Program &program = *program_;
+        for (size_t i = 0; i < program.buffers.size(); ++i) {
+            const Buffer &buffer = program.buffers[i];
+            Activations layout;
+            layout.height = static_cast<int>(buffer.height.at(shape_.height));
+            layout.width = static_cast<int>(buffer.width.at(shape_.width));
+            layout.channels = buffer.channels;
+            layout.padded_channels = round_up(buffer.channels, program.kernels->lanes);
+            layout.halo = program.halos[i];
+            layout.bf16 = program.bf16;
+            layout.lay_out();
+            buffers_.push_back(layout);
+        }
+        image_ = buffers_[0];
+        image_.padded_channels = image_.channels;
+        image_.bf16 = false;
+        image_.lay_out();
+    }
+
+    // One arena: slots, the normalised image if a stem reads it, scratch of the workers.
+    void allocate() {
+        const Program &program = *program_;
+        std::vector<size_t> slot_sizes(static_cast<size_t>(program.slots), 0);
+        for (size_t i = 1; i < buffers_.size(); ++i) {
+            size_t &size = slot_sizes[static_cast<size_t>(program.buffers[i].slot)];
+            size = std::max(size, bytes_of(buffers_[i]));
+        }
+        std::vector<size_t> slot_offsets;
+        size_t total = 0;
+        for (const size_t size : slot_sizes) {
+            slot_offsets.push_back(total);
+            total += aligned(size);
+        }
+        const size_t image_offset = total;
+        if (program.has_stem)
+            total += aligned(bytes_of(image_));
+        const size_t scratch_offset = total;
+        for (const PreparedOp &prepared : program.ops) {
+            scratch_size_ = std::max(scratch_size_, aligned(scratch_bytes(prepared)));
+        }
+        total += scratch_size_ * static_cast<size_t>(program.pool->threads());
+
+        arena_ = AlignedMemory(total);
+        constexpr size_t piece = size_t{1} << 20;
+        program.pool->run(static_cast<int64_t>((total + piece - 1) / piece), [&](int64_t task, int) {
+            const size_t begin = static_cast<size_t>(task) * piece;
+            std::memset(arena_.data() + begin, 0, std::min(piece, total - begin));
+        });
+
+        for (size_t i = 1; i < buffers_.size(); ++i) {
+            const size_t slot = static_cast<size_t>(program.buffers[i].slot);
+            buffers_[i].data = arena_.data() + slot_offsets[slot] + buffers_[i].offset();
+        }
+        image_.data = arena_.data() + image_offset + image_.offset();
+        scratch_ = arena_.data() + scratch_offset;
+    }
+
+    static size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+    size_t bytes_of(const Activations &layout) const {
+        return static_cast<size_t>(layout.image_stride) * static_cast<size_t>(shape_.count);
+    }
+
+    // Per worker.
+    size_t scratch_bytes(const PreparedOp &prepared) const {
+        const Op &op = prepared.op;
+        if (op.kind == OpKind::head)
+            return static_cast<size_t>(head_row_bytes(prepared) + logit_row_bytes(prepared));
+        if (op.kind == OpKind::output)
+            return static_cast<size_t>(buffers_[op.inputs[0]].width) * buffers_[op.inputs[0]].padded_channels *
+                   sizeof(float);
+        if (op.kind == OpKind::concat_conv && op.upsample != UpsampleMode::none) {
+            const Activations band = upsampled_band(op);
+            return static_cast<size_t>(band.row_stride * band.height);
+        }
+        return 0;
+    }
+
+    int64_t head_width(const Op &op) const {
+        return buffers_[op.inputs[0]].width + op.padding[1] + op.padding[3] - op.kernel[1] + 1;
+    }
+    int64_t head_height(const Op &op) const {
+        return buffers_[op.inputs[0]].height + op.padding[0] + op.padding[2] - op.kernel[0] + 1;
+    }
+    int64_t head_row_bytes(const PreparedOp &prepared) const {
+        return head_width(prepared.op) * prepared.convolution.padded_channels * static_cast<int64_t>(sizeof(float));
+    }
+    int64_t logit_row_bytes(const PreparedOp &prepared) const {
+        return head_width(prepared.op) * prepared.head.padded_channels * static_cast<int64_t>(sizeof(float));
+    }
+
+    // The rows of an upsampled input that one task reads, with the zero padding left and right of them.
+    Activations upsampled_band(const Op &op) const {
+        Activations band = buffers_[op.inputs[0]];
+        band.height = rows_per_task(op) + op.kernel[0] - 1;
+        band.width = 2 * band.width + op.padding[1] + op.padding[3];
+        band.halo = 0;
+        band.lay_out();
+        return band;
+    }
+
+    void normalise(const Pass &pass, const Activations &to) {
+        program_->pool->run(static_cast<int64_t>(pass.count) * to.height, [&](int64_t task, int) {
+            const int64_t image = task / to.height, y = task % to.height;
+            normalise_row(pass.images[image], pass.transforms[image], to, image, y);
+            to.clear_frame(image, y);
+        });
+    }
+
+    void plain(const PreparedOp &prepared, const Pass &pass) {
+        const Activations &to = buffers_[prepared.op.outputs[0]];
+        program_->pool->run(static_cast<int64_t>(pass.count) * to.height, [&](int64_t task, int) {
+            const int64_t image = task / to.height, y = task % to.height;
+            prepared.row_function(prepared.op, buffers_.data(), image, y);
+            to.clear_frame(image, y);
+        });
+    }
+
+    static ConvInput input_of(const Activations &from, int64_t image) {
+        return {from.pixel(image, 0, 0), from.row_stride, from.pixel_stride};
+    }
+
+    // Upsamples what output rows [begin, end) read and returns it as if it were the whole upsampled image.
+    ConvInput upsample_band(const Op &op, int64_t image, int64_t begin, int64_t end, std::byte *scratch) const {
+        const Activations &from = buffers_[op.inputs[0]];
+        const Activations band = upsampled_band(op);
+        const int64_t first = begin - op.padding[0], rows = end - begin + op.kernel[0] - 1;
+        const auto left = static_cast<size_t>(op.padding[1] * band.pixel_stride);
+        const auto right = static_cast<size_t>(op.padding[3] * band.pixel_stride);
+        for (int64_t row = 0; row < rows; ++row) {
+            std::byte *to = scratch + row * band.row_stride;
+            if (first + row < 0 || first + row >= 2 * static_cast<int64_t>(from.height)) {
+                std::memset(to, 0, static_cast<size_t>(band.row_stride));
+                continue;
+            }
+            std::memset(to, 0, left);
+            upsample_row(op.upsample, 2, from, image, first + row, to + left);
+            std::memset(to + band.row_stride - right, 0, right);
+        }
+        return {scratch - first * band.row_stride + left, band.row_stride, band.pixel_stride};
+    }
+
+    // Tasks are channel blocks (outermost, so that a block's weights stay in cache), images and groups of rows.
+    void convolve(const PreparedOp &prepared, const Pass &pass) {
+        const Op &op = prepared.op;
+        const Convolution &convolution = prepared.convolution;
+        const KernelTable &kernels = *program_->kernels;
+        const Activations &to = buffers_[op.outputs[0]];
+        const bool upsamples = op.kind == OpKind::concat_conv && op.upsample != UpsampleMode::none;
+        const int64_t group = rows_per_task(op), groups = (to.height + group - 1) / group;
+        const int64_t per_block = pass.count * groups;
+
+        program_->pool->run(per_block * static_cast<int64_t>(convolution.blocks.size()), [&](int64_t task, int worker) {
+            const ChannelBlock &block = convolution.blocks[static_cast<size_t>(task / per_block)];
+            const int64_t image = task % per_block / groups, begin = task % groups * group;
+            const int64_t end = std::min<int64_t>(begin + group, to.height);
+            ConvInput inputs[2];
+            for (size_t i = 0; i < op.inputs.size(); ++i) {
+                inputs[i] = input_of(op.kind == OpKind::stem ? image_ : buffers_[op.inputs[i]], image);
+            }
+            if (upsamples)
+                inputs[0] = upsample_band(op, image, begin, end, scratch_of(worker));
+            for (int64_t y = begin; y < end; ++y) {
+                convolve_row(convolution, kernels, block, inputs, y, to.height, to.width, to.bf16,
+                             to.pixel(image, y, 0), to.pixel_stride);
+                if (block.first_vector == 0)
+                    to.clear_frame(image, y);
+            }
+            if (op.outputs.size() == 2)
+                pool_pair(to, buffers_[op.outputs[1]], block, image, begin / 2);
+        });
+    }
+
+    // Row y of `pooled`, for one channel block, from the two rows of `from` that were just written.
+    void pool_pair(const Activations &from, const Activations &pooled, const ChannelBlock &block, int64_t image,
+                   int64_t y) const {
+        const KernelTable &kernels = *program_->kernels;
+        const int64_t vector = kernels.lanes * static_cast<int64_t>(from.bf16 ? sizeof(Bf16) : sizeof(float));
+        const int64_t channel = block.first_vector * vector;
+        PoolRow row;
+        row.upper = from.pixel(image, 2 * y, 0) + channel;
+        row.lower = from.pixel(image, 2 * y + 1, 0) + channel;
+        row.output = pooled.pixel(image, y, 0) + channel;
+        row.pixels = pooled.width;
+        row.pixel_stride = from.pixel_stride;
+        row.vectors = block.vectors;
+        (from.bf16 ? kernels.pool_bf16 : kernels.pool_float32)(row);
+        if (block.first_vector == 0)
+            pooled.clear_frame(image, y);
+    }
+
+    void head(const PreparedOp &prepared, const Pass &pass) {
+        const Op &op = prepared.op;
+        const KernelTable &kernels = *program_->kernels;
+        const int64_t height = head_height(op), width = head_width(op);
+        const int64_t features_stride = head_row_bytes(prepared) / width,
+                      logits_stride = logit_row_bytes(prepared) / width;
+
+        program_->pool->run(pass.count * height, [&](int64_t task, int worker) {
+            const int64_t image = task / height, y = task % height;
+            std::byte *features = scratch_of(worker), *logits = features + head_row_bytes(prepared);
+            const ConvInput input = input_of(buffers_[op.inputs[0]], image);
+            for (const ChannelBlock &block : prepared.convolution.blocks) {
+                convolve_row(prepared.convolution, kernels, block, &input, y, height, width, false, features,
+                             features_stride);
+            }
+            const ConvInput feature_row{features, 0, features_stride};
+            for (const ChannelBlock &block : prepared.head.blocks) {
+                convolve_row(prepared.head, kernels, block, &feature_row, y, height, width, false, logits,
+                             logits_stride);
+            }
+            write_result_row(program_->output_kind, program_->output_channels, pass.logit_threshold,
+                             reinterpret_cast<const float *>(logits), prepared.head.padded_channels, width,
+                             pass.outputs[image], y);
+        });
+    }
+
+    void output(const PreparedOp &prepared, const Pass &pass) {
+        const Activations &from = buffers_[prepared.op.inputs[0]];
+        program_->pool->run(static_cast<int64_t>(pass.count) * from.height, [&](int64_t task, int worker) {
+            const int64_t image = task / from.height, y = task % from.height;
+            auto *logits = reinterpret_cast<float *>(scratch_of(worker));
+            read_row(from, image, y, logits);
+            write_result_row(program_->output_kind, program_->output_channels, pass.logit_threshold, logits,
+                             from.padded_channels, from.width, pass.outputs[image], y);
+        });
+    }
+
+    std::byte *scratch_of(int worker) const { return scratch_ + static_cast<size_t>(worker) * scratch_size_; }
+
+    std::shared_ptr<const Program> program_;
+    PassShape shape_;
+    std::vector<Activations> buffers_; // as in the plan; [0] is only a shape
+    Activations image_;                // normalised, float32, for stems
+    AlignedMemory arena_;
+    std::byte *scratch_ = nullptr;
+    size_t scratch_size_ = 0; // per worker
+};
+
+class CpuExecutor final : public Executor {
+  public:
+    explicit CpuExecutor(std::shared_ptr<const Program> program) : program_(std::move(program)) {}
+
+    std::unique_ptr<Context> make_context(const PassShape &shape) const override {
+        return std::make_unique<CpuContext>(program_, shape);
+    }
+    std::string device() const override { return "cpu"; }
+    std::string precision() const override { return program_->bf16 ? "bf16" : "float32"; }
+    std::string isa() const override { return program_->kernels->isa; }
+
+  private:
+    std::shared_ptr<const Program> program_;
+};
+
+PreparedOp prepare(const Op &op, const Program &program) {
+    PreparedOp prepared;
+    prepared.op = op;
+    prepared.row_function = row_function(op.kind, program.bf16);
+    if (!convolves(op.kind))
+        return prepared;
+    std::vector<int> channels;
+    for (const int input : op.inputs)
+        channels.push_back(program.buffers[input].channels);
+    prepared.convolution = prepare_convolution(op, channels, program.bf16, *program.kernels, *program.pool);
+    if (op.kind == OpKind::head) {
+        prepared.head =
+            prepare_head(op, prepared.convolution.channels, program.output_channels, *program.kernels, *program.pool);
+    }
+    prepared.op.tensors.clear();
+    return prepared;
+}
+
+} // namespace
+
+std::unique_ptr<Executor> make_cpu_executor(std::shared_ptr<const Plan> plan, std::shared_ptr<ThreadPool> pool,
+                                            const std::string &precision, const std::string &isa) {
+    auto program = std::make_shared<Program>();
+    program->pool = std::move(pool);
+    program->kernels = &choose_kernels(isa);
+    program->bf16 = choose_bf16(precision, plan->precision, *program->kernels);
+    program->output_kind = plan->output_kind;
+    program->output_channels = plan->output_channels;
+    program->slots = plan->slots;
+    program->buffers = plan->buffers;
+    program->halos.assign(plan->buffers.size(), 0);
+    for (const Op &op : plan->ops) {
+        for (size_t i = 0; i < op.inputs.size(); ++i) {
+            int &halo = program->halos[static_cast<size_t>(op.inputs[i])];
+            halo = std::max(halo, required_halo(op, static_cast<int>(i)));
+        }
+        program->has_stem = program->has_stem || op.kind == OpKind::stem;
+        program->ops.push_back(prepare(op, *program));
+    }
+    return std::make_unique<CpuExecutor>(std::move(program));
+}
+
+} // namespace uf

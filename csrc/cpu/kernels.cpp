@@ -1,0 +1,189 @@
+// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_bf16|neon and the flags for it.
+//
+// The microkernel is a block of P output pixels x Q vectors of output channels that lives in registers while all taps
+// and units stream past: per unit, Q loads of weights, P broadcasts of input, P * Q multiply-adds.
+
+#include "kernels.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define UF_JOIN_(a, b) a##b
+#define UF_JOIN(a, b) UF_JOIN_(a, b)
+#define UF_STRING_(a) #a
+#define UF_STRING(a) UF_STRING_(a)
+
+namespace uf {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int lane_count = 16, register_count = 32, widest = 2;
+#elif defined(__AVX2__)
+constexpr int lane_count = 8, register_count = 16, widest = 2;
+#elif defined(__aarch64__)
+constexpr int lane_count = 4, register_count = 32, widest = 4;
+#else
+constexpr int lane_count = 4, register_count = 16, widest = 2;
+#endif
+
+typedef float Vector __attribute__((vector_size(lane_count * sizeof(float)), may_alias));
+
+// Pixels in a block: what the registers hold beside Q weights, a broadcast and a spare one.  Beyond 24, more pixels
+// per load of weights no longer pay.
+constexpr int block_pixels(int vectors) {
+    const int fitting = (register_count - vectors - 2) / vectors;
+    return fitting < 24 ? fitting : 24;
+}
+
+struct Float32 {
+    typedef float Stored;
+    static Vector load(const void *from) { return *static_cast<const Vector *>(from); }
+    static void store(void *to, Vector value) { *static_cast<Vector *>(to) = value; }
+    static void multiply_add(Vector &sum, Vector weights, const void *unit) {
+        sum += weights * *static_cast<const float *>(unit);
+    }
+};
+
+#if defined(__AVX512BF16__)
+struct Bf16 {
+    typedef uint16_t Stored;
+    typedef uint16_t Halves __attribute__((vector_size(lane_count * sizeof(uint16_t)), may_alias));
+    typedef uint32_t Bits __attribute__((vector_size(lane_count * sizeof(uint32_t))));
+    static Vector load(const void *from) {
+        return (Vector)(__builtin_convertvector(*static_cast<const Halves *>(from), Bits) << 16);
+    }
+    static void store(void *to, Vector value) {
+        *static_cast<Halves *>(to) = (Halves)_mm512_cvtneps_pbh((__m512)value);
+    }
+    static void multiply_add(Vector &sum, Vector weights, const void *unit) {
+        const __m512i pair = _mm512_set1_epi32(*static_cast<const int *>(unit));
+        sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)pair);
+    }
+};
+#endif
+
+// Activation in place and store, each decision taken once for the block.  NaN passes through ReLU, as in PyTorch.
+template <int P, int Q> inline void activate(Vector (&sum)[P][Q], KernelActivation activation, float slope) {
+    if (activation == KernelActivation::none)
+        return;
+    const bool relu = activation == KernelActivation::relu;
+#pragma GCC unroll 32
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+            const Vector negative = relu ? Vector{} : sum[p][q] * slope;
+            sum[p][q] = sum[p][q] < 0.0F ? negative : sum[p][q];
+        }
+    }
+}
+
+template <class Number, int P, int Q> inline void store(const Vector (&sum)[P][Q], char *output, int64_t stride) {
+#pragma GCC unroll 32
+    for (int p = 0; p < P; ++p, output += stride) {
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+            Number::store(output + q * lane_count * sizeof(typename Number::Stored), sum[p][q]);
+        }
+    }
+}
+
+template <class Number, int P, int Q> void conv_block(const ConvRow &row, int64_t first) {
+    Vector sum[P][Q];
+    const float *bias_first = first == 0 ? row.bias_first : row.bias;
+    const float *bias_last = first + P == row.pixels ? row.bias_last : row.bias;
+#pragma GCC unroll 32
+    for (int p = 0; p < P; ++p) {
+        const float *bias = p == 0 ? bias_first : p == P - 1 ? bias_last : row.bias;
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q)
+            sum[p][q] = Float32::load(bias + q * lane_count);
+    }
+
+    for (int t = 0; t < row.tap_count; ++t) {
+        const Tap &tap = row.taps[t];
+        const int64_t stride = tap.pixel_stride;
+        const Vector *weights = static_cast<const Vector *>(tap.weights);
+        // Pixels are addressed from every fourth one: base + {0, 1, 2, 3} * stride fits the addressing modes.
+        const char *base[(P + 3) / 4];
+#pragma GCC unroll 8
+        for (int g = 0; g < (P + 3) / 4; ++g)
+            base[g] = static_cast<const char *>(tap.input) + (first + 4 * g) * stride;
+        for (int64_t unit = 0; unit < tap.units; ++unit, weights += Q) {
+            Vector weight[Q];
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q)
+                weight[q] = weights[q];
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+                for (int q = 0; q < Q; ++q) {
+                    Number::multiply_add(sum[p][q], weight[q], base[p / 4] + p % 4 * stride + 4 * unit);
+                }
+            }
+        }
+    }
+
+    activate(sum, row.activation, row.slope);
+    char *output = static_cast<char *>(row.output) + first * row.output_stride;
+#if defined(__AVX512BF16__)
+    if (row.output_is_bf16)
+        return store<Bf16>(sum, output, row.output_stride);
+#endif
+    store<Float32>(sum, output, row.output_stride);
+}
+
+template <class Number, int P, int Q> void conv_block_of(const ConvRow &row, int64_t first, int64_t pixels) {
+    if constexpr (P > 0) {
+        if (pixels == P)
+            return conv_block<Number, P, Q>(row, first);
+        conv_block_of<Number, P - 1, Q>(row, first, pixels);
+    }
+}
+
+// A row falls into blocks of almost equal size, so that none is a small, slow remainder.
+template <class Number, int Q> void conv_row_of(const ConvRow &row) {
+    if constexpr (Q > 0) {
+        if (row.vectors != Q)
+            return conv_row_of<Number, Q / 2>(row);
+        constexpr int most = block_pixels(Q);
+        const int64_t blocks = (row.pixels + most - 1) / most;
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t first = row.pixels * block / blocks, end = row.pixels * (block + 1) / blocks;
+            conv_block_of<Number, most, Q>(row, first, end - first);
+        }
+    }
+}
+
+template <class Number> void conv_row(const ConvRow &row) { conv_row_of<Number, widest>(row); }
+
+inline Vector larger(Vector a, Vector b) { return (a > b) | (a != a) ? a : b; }
+
+template <class Number> void pool_row(const PoolRow &row) {
+    for (int64_t pixel = 0; pixel < row.pixels; ++pixel) {
+        const char *upper = static_cast<const char *>(row.upper) + 2 * pixel * row.pixel_stride;
+        const char *lower = static_cast<const char *>(row.lower) + 2 * pixel * row.pixel_stride;
+        char *output = static_cast<char *>(row.output) + pixel * row.pixel_stride;
+        for (int vector = 0; vector < row.vectors; ++vector) {
+            const int64_t left = vector * lane_count * static_cast<int64_t>(sizeof(typename Number::Stored));
+            const int64_t right = left + row.pixel_stride;
+            Number::store(output + left, larger(larger(Number::load(upper + left), Number::load(upper + right)),
+                                                larger(Number::load(lower + left), Number::load(lower + right))));
+        }
+    }
+}
+
+const KernelTable table = {
+    UF_STRING(UF_ISA), lane_count,        widest,         conv_row<Float32>,
+#if defined(__AVX512BF16__)
+    conv_row<Bf16>,    pool_row<Float32>, pool_row<Bf16>,
+#else
+    nullptr,           pool_row<Float32>, nullptr,
+#endif
+};
+
+} // namespace
+
+const KernelTable *UF_JOIN(kernels_, UF_ISA)() { return &table; }
+
+} // namespace uf
