@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import _native
 from .engine import TILINGS, Engine
-from .errors import in_one_line
+from .errors import EngineFileError, in_one_line
 
 DEVICES = "auto, cpu, cpu-reference, cuda, cuda:1"
 PRETRAINED = "pretrained"
@@ -35,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        print(f"unet-fast: {in_one_line(error)}", file=sys.stderr)
+        reason = in_one_line(error)
+        if isinstance(error, EngineFileError) and str(options.engine) not in reason:
+            reason = f"{options.engine}: {reason}"
+        print(f"unet-fast: {reason}", file=sys.stderr)
         return 1
 
 
@@ -103,8 +106,9 @@ def _inspect(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from .verify import verify
 
-    print(verify(open_engine(options)))
-    return 0
+    result = verify(open_engine(options))
+    print(result)
+    return 0 if result.passed else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,9 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tiling", choices=tuple(TILINGS), default="fast", help="what to do with large images (default: %(default)s)"
     )
     command.add_argument("--threshold", type=_fraction, help="probability of foreground, 0 to 1 (default: the file's)")
-    command.add_argument(
-        "--max-value", type=_positive, help="what counts as white, as 4095 (default: by type)"
-    )
+    command.add_argument("--max-value", type=_positive, help="what counts as white, as 4095 (default: by type)")
     command.add_argument("--probability", action="store_true", help="also write DIR/probability/NAME.tif (float32)")
     command.add_argument("--overlay", action="store_true", help="also write DIR/overlay/NAME.png (outlines)")
     command.set_defaults(run=_segment)

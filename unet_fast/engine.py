@@ -7,8 +7,6 @@ probability = engine.probability(image) # float32 in [0, 1]
 
 from __future__ import annotations
 
-import io
-import json
 import math
 import os
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from . import _native
 from .arrays import as_image_batch
+from .engine_file import read_document
 from .errors import EngineFileError, UnsupportedError
 
 Tiling = Literal["fast", "exact", "resize", "none"]
@@ -332,11 +331,8 @@ def _reopen(source: str | bytes, options: dict[str, Any]) -> Engine:
 
 def _class_names_and_palette(source: str | bytes) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """The two things in an engine file that are for people only, so that the runtime does not report them."""
+    output = read_document(source)["output"]
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-            header_length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_length))
-        output = json.loads(header["__metadata__"]["unet_fast"])["output"]
         names = tuple(str(name) for name in output["class_names"])
         palette = tuple((int(red), int(green), int(blue)) for red, green, blue in output["palette"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
