@@ -1,0 +1,99 @@
+#include "context_pool.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "error.h"
+#include "message.h"
+
+namespace uf {
+
+namespace {
+
+// One mutex for the lists of all pools, held for the length of a list operation only.  It is taken around fork, so that
+// the child never finds it locked by a thread that does not exist there.
+std::mutex &idle_mutex() {
+    static std::mutex mutex;
+    static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
+    static_cast<void>(registered);
+    return mutex;
+}
+
+// Upper estimate of the arena of a context: every slot as large as its largest buffer in float32.
+double arena_bytes(const Plan &plan, const PassShape &shape) {
+    std::vector<double> slots(static_cast<size_t>(plan.slots), 0.0);
+    for (const Buffer &buffer : plan.buffers) {
+        if (buffer.slot < 0)
+            continue;
+        const double rows = static_cast<double>(buffer.height.at(shape.height) + 2 * buffer.halo);
+        const double columns = static_cast<double>(buffer.width.at(shape.width) + 2 * buffer.halo);
+        double &slot = slots[static_cast<size_t>(buffer.slot)];
+        slot = std::max(slot, rows * columns * buffer.channels * shape.count * static_cast<double>(sizeof(float)));
+    }
+    double total = 0.0;
+    for (const double slot : slots)
+        total += slot;
+    return total;
+}
+
+bool equal(const PassShape &a, const PassShape &b) {
+    return a.count == b.count && a.height == b.height && a.width == b.width;
+}
+
+} // namespace
+
+std::unique_ptr<Workspace> make_workspace(const Executor &executor, const Plan &plan, const PassShape &shape) {
+    auto workspace = std::make_unique<Workspace>();
+    workspace->bytes = arena_bytes(plan, shape);
+    // Linux grants more memory than there is and kills the process when it is used, so the limit is drawn here.
+    const double machine_bytes =
+        static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+    if (workspace->bytes > machine_bytes)
+        throw Error(UF_ERR_OUT_OF_MEMORY,
+                    message("one pass over ", shape.count, " image(s) of ", shape.height, " x ", shape.width,
+                            " pixels needs ", workspace->bytes / 1e9, " GB, this machine has ", machine_bytes / 1e9,
+                            " GB; use tiling fast or exact, or a smaller tile"));
+    const auto count = static_cast<size_t>(shape.count);
+    workspace->context = executor.make_context(shape);
+    workspace->images.resize(count);
+    workspace->transforms.resize(count);
+    workspace->outputs.resize(count);
+    return workspace;
+}
+
+ContextPool::ContextPool(const Executor &executor, const Plan &plan) : executor_(executor), plan_(plan) {}
+
+std::unique_ptr<Workspace> ContextPool::take(const PassShape &shape) {
+    {
+        const std::lock_guard<std::mutex> lock(idle_mutex());
+        for (auto place = idle_.begin(); place != idle_.end(); ++place)
+            if (equal((*place)->context->shape(), shape)) {
+                std::unique_ptr<Workspace> found = std::move(*place);
+                idle_.erase(place);
+                return found;
+            }
+    }
+    return make_workspace(executor_, plan_, shape);
+}
+
+void ContextPool::give_back(std::unique_ptr<Workspace> workspace) {
+    std::list<std::unique_ptr<Workspace>> latest, surplus; // freed after the mutex is
+    latest.push_back(std::move(workspace));
+    const std::lock_guard<std::mutex> lock(idle_mutex());
+    idle_.splice(idle_.begin(), latest);
+    double total = 0.0;
+    for (auto place = idle_.begin(); place != idle_.end();) {
+        const auto here = place++;
+        const double bytes =
+            (*here)->bytes + static_cast<double>((*here)->pixels.capacity() + (*here)->results.capacity());
+        if (total + bytes > most_idle_bytes)
+            surplus.splice(surplus.end(), idle_, here);
+        else
+            total += bytes;
+    }
+}
+
+} // namespace uf

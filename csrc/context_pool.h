@@ -1,0 +1,47 @@
+// Contexts that wait for the next call of their shape, so that it need not allocate.
+#pragma once
+
+#include <cstddef>
+#include <list>
+#include <memory>
+#include <vector>
+
+#include "executor.h"
+#include "plan.h"
+
+namespace uf {
+
+// A context with the staging memory of the engine around it.
+struct Workspace {
+    std::unique_ptr<Context> context;
+    double bytes = 0; // of the context, roughly
+    std::vector<std::byte> pixels, results;
+    std::vector<ImageView> images;
+    std::vector<PixelTransform> transforms;
+    std::vector<OutputView> outputs;
+};
+
+// A context for one pass.  Throws UF_ERR_OUT_OF_MEMORY where the pass needs more than the machine has.
+std::unique_ptr<Workspace> make_workspace(const Executor &executor, const Plan &plan, const PassShape &shape);
+
+class ContextPool {
+  public:
+    // What waits takes at most this much; the longest unused goes first, and a context above it is never kept.
+    static constexpr double most_idle_bytes = 512.0 * 1024 * 1024;
+
+    // Both must outlive the pool.
+    ContextPool(const Executor &executor, const Plan &plan);
+    ContextPool(const ContextPool &) = delete;
+    ContextPool &operator=(const ContextPool &) = delete;
+
+    // One that waits, or a new one.
+    std::unique_ptr<Workspace> take(const PassShape &shape);
+    void give_back(std::unique_ptr<Workspace> workspace);
+
+  private:
+    const Executor &executor_;
+    const Plan &plan_;
+    std::list<std::unique_ptr<Workspace>> idle_; // the latest used first
+};
+
+} // namespace uf
