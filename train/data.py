@@ -79,7 +79,7 @@ def pair_files(images: str | Path, masks: str | Path) -> list[tuple[Path, Path]]
 def load_sample(image_path: Path, mask_path: Path, spec: UNetSpec) -> list[Sample]:
     """The pages of an image with those of its mask.  `ImageError` or `DataError` names the file at fault."""
     images = read_pages(image_path)
-    masks = read_pages(mask_path, palette_indices=spec.output != "identity")
+    masks = read_pages(mask_path, palette_indices=spec.output == "softmax")
     if len(images) != len(masks):
         raise DataError(f"{image_path} has {len(images)} pages, its mask {mask_path} has {len(masks)}")
     samples = []
@@ -99,8 +99,8 @@ def load_sample(image_path: Path, mask_path: Path, spec: UNetSpec) -> list[Sampl
 def _target(mask: NDArray[Any], path: Path, spec: UNetSpec) -> NDArray[Any]:
     """A mask's pixels as `Sample.target`.
 
-    One class: what is not zero is foreground, so 0/1, 0/255 and instance numbers all do; in a JPEG, whose compression
-    blurs the two values, what is at least 128.  Several classes: grey values or palette indices are class numbers.
+    One class: what is not zero (in colour: not black) is foreground, so 0/1, 0/255 and instance numbers all do; in a
+    JPEG, whose compression blurs the two values, what is at least 128.  Several classes: grey values or palette indices are class numbers.
     """
     try:
         if spec.output == "identity":

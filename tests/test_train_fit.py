@@ -1,0 +1,333 @@
+"""The training loop and its command line: learns, resumes exactly, stops cleanly, refuses nonsense."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from train.__main__ import main
+from train.checkpoint import CheckpointError, load_network, resume_path, save_network
+from train.data import Sample
+from train.fit import Recipe, choose_device, fit, loss
+from train.model import UNet
+from train.predict import evaluate, input_indices, logits, normalise, predictions
+from unet_fast.images import write_image
+from unet_fast.spec import UNetSpec
+from unet_fast.synthetic import micrograph
+
+TINY = UNetSpec(base_width=8, depth=2, tile=32, normalisation="standardise", dropout=(0.1,) * 5)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Nets this small gain nothing from a second thread, and lose much to waiting for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def samples_of(count: int, side: int = 32, first: int = 0) -> list[Sample]:
+    samples = []
+    for seed in range(first, first + count):
+        image, mask = micrograph(seed, side, side, style="bright_field")
+        samples.append(Sample(f"s{seed}", f"s{seed:04}", image[:, :, None], (mask > 0).astype(np.uint8)))
+    return samples
+
+
+def write_folders(folder: Path, count: int, side: int = 32) -> list[str]:
+    """Folders of synthetic images and masks, as the arguments that name them."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for seed in range(count):
+        image, mask = micrograph(seed, side, side)
+        write_image(folder / "images" / f"{seed:03}.png", image)
+        write_image(folder / "masks" / f"{seed:03}.png", mask)
+    return ["--images", str(folder / "images"), "--masks", str(folder / "masks")]
+
+
+TINY_NETWORK = ["--tile", "32", "--batch", "2", "--spec", '{"base_width": 8, "depth": 2}', "--threads", "1"]
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, batch_norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after step 7 of 20, between two evaluations, and gone on with: weights, scores and history agree."""
+    spec = UNetSpec.from_dict({**TINY.to_dict(), "batch_norm": batch_norm})
+    recipe = Recipe(steps=20, batch=2, evaluations=4, seed=5, precision="float32")
+    training, held_out = samples_of(7), samples_of(2, first=100)
+    whole = fit(spec, training, held_out, tmp_path / "whole.safetensors", recipe)
+
+    calls = []
+
+    def stop_at_seven(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("train.fit.loss", stop_at_seven)
+    parted = tmp_path / "parted.safetensors"
+    first = fit(spec, training, held_out, parted, recipe)
+    assert first.interrupted
+    assert first.step == 7
+    monkeypatch.undo()
+    second = fit(spec, training, held_out, parted, recipe, resume=True)
+    assert not second.interrupted
+    assert second.step == whole.step == 20
+
+    def without_clock(history: list[dict[str, float]]) -> list[dict[str, float]]:
+        return [{name: value for name, value in row.items() if name != "minutes"} for row in history]
+
+    assert without_clock(second.history) == without_clock(whole.history)
+    assert second.best == whole.best
+    states = [torch.load(resume_path(tmp_path / f"{n}.safetensors"), weights_only=True) for n in ("whole", "parted")]
+    for part in ("model", "mean_model"):
+        for name, tensor in states[0][part].items():
+            assert torch.equal(tensor, states[1][part][name]), name
+    weights = [load_network(tmp_path / f"{n}.safetensors")[0].state_dict() for n in ("whole", "parted")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_run_repeats_from_its_seed_and_another_seed_differs(tmp_path: Path) -> None:
+    states = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        recipe = Recipe(steps=3, batch=2, seed=seed, evaluations=1, precision="float32")
+        fit(TINY, samples_of(4), samples_of(1, first=50), tmp_path / f"{name}.safetensors", recipe)
+        states.append(torch.load(resume_path(tmp_path / f"{name}.safetensors"), weights_only=True)["model"])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_resuming_another_run_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "a.safetensors"
+    recipe = Recipe(steps=2, batch=2, evaluations=1)
+    training, held_out = samples_of(3), samples_of(1, first=50)
+    with pytest.raises(CheckpointError, match="no training state"):
+        fit(TINY, training, held_out, out, recipe, resume=True)
+    fit(TINY, training, held_out, out, recipe)
+    with pytest.raises(ValueError, match="its batch was 2, now it is 3"):
+        fit(TINY, training, held_out, out, Recipe(steps=2, batch=3, evaluations=1), resume=True)
+    with pytest.raises(ValueError, match="its training data was"):
+        fit(TINY, training[1:], held_out, out, recipe, resume=True)
+    resume_path(out).write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match="unreadable training state"):
+        fit(TINY, training, held_out, out, recipe, resume=True)
+
+
+def test_it_learns_filaments_in_half_a_minute(tmp_path: Path) -> None:
+    """End to end on synthetic images; all-foreground would score about 0.13 and all-background 0."""
+    spec = UNetSpec(base_width=8, depth=2, tile=64, normalisation="standardise")
+    recipe = Recipe(steps=200, batch=4, learning_rate=3e-3, evaluations=4, average=0.95, precision="float32")
+    result = fit(spec, samples_of(80, 64), samples_of(12, 64, 500), tmp_path / "a.safetensors", recipe)
+    model, documents = load_network(tmp_path / "a.safetensors")
+    figures, _ = evaluate(model, samples_of(20, 64, 1000))
+    assert figures["iou"] > 0.5, (figures, result.history)
+    assert documents["figures"]["held_out"] == result.best
+
+
+def test_one_command_leaves_network_figures_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = write_folders(tmp_path / "data", 12, 48)
+    test = [argument.replace("--", "--test-") for argument in folders]
+    out = tmp_path / "out" / "cells.safetensors"
+    command = [*folders, *test, "--synthetic", "10", "--out", str(out), "--steps", "4", "--half", *TINY_NETWORK]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "parameters, input 1 x 32 x 32" in printed
+    assert "/data  12 samples" in printed
+    left = sorted(path.name for path in out.parent.iterdir())
+    names = ["cells.curves.png", "cells.pairs.png", "cells.panel.png", "cells.resume.pt", "cells.safetensors"]
+    assert left == names
+    with safe_open(out, framework="np") as file:
+        metadata = file.metadata()
+        spec = UNetSpec.from_dict(json.loads(metadata["unet_fast_spec"]))
+        assert all(file.get_tensor(name).dtype == np.float16 for name in file.keys())  # noqa: SIM118 (not a dict)
+    assert set(json.loads(metadata["figures"])) == {"held_out", f"{tmp_path.name}/data", "synthetic"}
+    assert (spec.base_width, spec.depth, spec.tile, spec.dropout) == (8, 2, 32, ())
+    assert str(tmp_path) not in json.dumps(metadata)
+
+    assert main(["evaluate", str(out), *folders, "--per-image", "--panel", str(tmp_path / "p.png")]) == 0
+    printed = capsys.readouterr().out
+    figures = json.loads(metadata["figures"])[f"{tmp_path.name}/data"]
+    assert f"{figures['iou']:.4f}" in printed
+    assert (tmp_path / "p.png").exists()
+
+    assert main(command) == 1
+    assert "exists; remove it" in capsys.readouterr().err
+
+
+def test_interrupt_leaves_the_best_network_whole(tmp_path: Path) -> None:
+    """Ctrl-C to the real command: exit status 130, a network that loads, a run that goes on."""
+    out = tmp_path / "cells.safetensors"
+    command = [sys.executable, "-m", "train", *write_folders(tmp_path / "data", 6), "--out", str(out), *TINY_NETWORK]
+    command += ["--steps", "100000", "--evaluations", "20000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not out.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "go on with --resume" in printed
+    model, documents = load_network(out)
+    assert documents["figures"]["held_out"]["images"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    stopped = torch.load(resume_path(out), weights_only=True)["step"]
+    again = subprocess.run(
+        [*command, "--resume", "--steps", str(stopped + 2)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"{stopped + 2} steps" in again.stdout
+
+
+def test_interrupt_before_the_first_score_leaves_a_network_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*arguments: object) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("train.fit.loss", stop)
+    out = tmp_path / "a.safetensors"
+    result = fit(TINY, samples_of(3), samples_of(1, first=9), out, Recipe(steps=50, batch=2, evaluations=1))
+    assert (result.interrupted, result.step, result.history) == (True, 1, [])
+    assert load_network(out)[1]["figures"]["held_out"] == result.best
+
+
+@pytest.mark.parametrize(
+    ("fields", "classes"),
+    [
+        ({"classes": 3}, 3),
+        ({"classes": 2, "output": "identity"}, 0),
+        ({"padding": "valid", "upsampling": "nearest_conv"}, 1),
+        ({"batch_norm": True, "upsampling": "bilinear", "in_channels": 3}, 1),
+    ],
+    ids=["classes", "regression", "valid", "batch-norm"],
+)
+def test_other_tasks_and_forms_train(tmp_path: Path, fields: dict, classes: int) -> None:
+    spec = UNetSpec.from_dict({**TINY.to_dict(), "output": "auto", **fields})
+    random = np.random.default_rng(8)
+    samples = []
+    for index in range(4):
+        pixels = random.integers(0, 255, (32, 32, spec.in_channels)).astype(np.uint8)
+        target = random.integers(0, max(classes, 2), (32, 32)).astype(np.uint8)
+        if not classes:
+            target = random.random((32, 32, 2)).astype(np.float32)
+        samples.append(Sample(f"{index}", f"{index}", pixels, target))
+    result = fit(spec, samples[:3], samples[3:], tmp_path / "a.safetensors", Recipe(steps=3, batch=2, evaluations=1))
+    assert all(np.isfinite(value) for value in result.history[0].values())
+    assert load_network(tmp_path / "a.safetensors")[0].spec == spec
+    assert ("psnr" if not classes else "iou") in result.best
+
+
+def test_loss_by_hand() -> None:
+    binary = UNetSpec()
+    value = loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[1, 0], [0, 0]]], dtype=torch.uint8), binary)
+    assert value.item() == pytest.approx(np.log(2) + 1 - (2 * 0.5 + 1) / (2 + 1 + 1))
+    several = UNetSpec(classes=2)
+    value = loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]], dtype=torch.uint8), several)
+    assert value.item() == pytest.approx(np.log(2) + 1 - (2 * 0.5 + 1) / (1 + 1 + 1))
+    regression = UNetSpec(output="identity")
+    value = loss(torch.full((1, 1, 1, 2), 0.5), torch.ones(1, 1, 2, 1), regression)
+    assert value.item() == pytest.approx(0.5 + 0.25)
+
+
+@pytest.mark.parametrize(
+    "spec", [TINY, UNetSpec.from_dict({**TINY.to_dict(), "padding": "valid"})], ids=["same", "valid"]
+)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (37, 50), (5, 3)])
+def test_images_of_any_size_are_predicted_whole(spec: UNetSpec, height: int, width: int) -> None:
+    """The result at a pixel far from the edges is that of the network run on the plain image."""
+    pixels = np.random.default_rng(3).integers(0, 255, (height, width, 1)).astype(np.uint8)
+    sample = Sample("a", "a", pixels, np.zeros((height, width), np.uint8))
+    torch.manual_seed(0)
+    model = UNet(spec)
+    values = logits(model, pixels)
+    assert values.shape == (1, height, width)
+    ((_, mask),) = predictions(model, [sample])
+    assert np.array_equal(mask, values[0] >= 0)
+    rows = input_indices(spec, height)
+    start = int(np.flatnonzero(rows == 0)[-1 if spec.padding == "same" else 0]) if height > 30 else 0
+    if height > 30:
+        assert rows[start : start + height].tolist() == list(range(height))
+
+
+def test_normalisation_rules() -> None:
+    pixels = np.random.default_rng(1).random((5, 7, 3), dtype=np.float32)
+    fixed = UNetSpec(in_channels=3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    expected = (pixels.astype(np.float64) - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
+    np.testing.assert_allclose(normalise(pixels, fixed), expected, rtol=1e-6)
+    result = normalise(pixels, UNetSpec(in_channels=3, normalisation="standardise"))
+    assert abs(result.mean()) < 1e-6
+    assert abs(result.std() - 1) < 1e-5
+    assert not normalise(np.full((4, 4, 1), 0.5, np.float32), UNetSpec(normalisation="standardise")).any()
+
+
+def test_broken_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_network(path)
+    path.write_bytes(b"\x08\0\0\0\0\0\0\0not json")
+    with pytest.raises(CheckpointError, match="not a readable safetensors"):
+        load_network(path)
+    model = UNet(TINY)
+    save_network(path, TINY, model.state_dict())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match="not a readable safetensors"):
+        load_network(path)
+    save_network(path, UNetSpec(), model.state_dict())
+    with pytest.raises(CheckpointError, match="do not fit the spec"):
+        load_network(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "a.pt"], "--out must end in .safetensors"),
+        ([], "nothing to train on"),
+        (["--images", "x"], "--images was given 1 times and --masks 0"),
+        (["--images", "x", "--masks", "y"], "x is not a folder"),
+        (["--synthetic", "1"], "--synthetic needs"),
+        (["--synthetic", "4", "--spec", "{"], "--spec must be a JSON object"),
+        (["--synthetic", "4", "--spec", '{"widht": 1}'], "no field widht"),
+        (["--synthetic", "4", "--batch", "0"], "batch must be at least 1"),
+        (["--synthetic", "4", "--minutes", "-1"], "minutes must be positive"),
+        (["--synthetic", "4", "--device", "abacus"], "device must be"),
+        (["--synthetic", "4", "--channels", "7"], "in_channels"),
+        (["--synthetic", "4", "--preset", "unet"], "preset must be one of"),
+        (["--synthetic", "4", "--threads", "0"], "--threads must be at least 1"),
+        (["--synthetic", "4", "--resume"], "no training state to resume from"),
+    ],
+)
+def test_bad_commands_say_what_is_wrong(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--out", "a.safetensors", "--tile", "32", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="no CUDA GPU here"):
+        choose_device("cuda")

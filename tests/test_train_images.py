@@ -1,0 +1,171 @@
+"""Image files: every format that users have, read without changing a value, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from unet_fast.images import ImageError, list_images, read_pages, to_channels, to_unit, write_beside, write_image
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(20)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "channels"),
+    [
+        ("a.png", np.uint8, 0),
+        ("a.png", np.uint8, 3),
+        ("a.png", np.uint8, 4),
+        ("a.png", np.uint16, 0),
+        ("a.tif", np.uint8, 0),
+        ("a.tiff", np.uint8, 3),
+        ("a.tif", np.uint16, 0),
+        ("a.tif", np.uint16, 3),
+        ("a.tif", np.float32, 0),
+        ("a.bmp", np.uint8, 3),
+    ],
+)
+def test_what_is_written_is_read(
+    tmp_path: Path, random: np.random.Generator, name: str, dtype: type, channels: int
+) -> None:
+    pixels = random.integers(0, 250, (23, 31, channels) if channels else (23, 31)).astype(dtype)
+    if dtype == np.uint16:
+        pixels *= 256
+        pixels += 77
+    write_image(tmp_path / name, pixels)
+    (page,) = read_pages(tmp_path / name)
+    assert page.dtype == dtype
+    assert np.array_equal(page, pixels)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_jpeg_is_close(tmp_path: Path) -> None:
+    pixels = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+    write_image(tmp_path / "a.jpg", pixels)
+    (page,) = read_pages(tmp_path / "a.jpg")
+    assert page.shape == (64, 64)
+    assert np.abs(page.astype(int) - pixels).max() < 12
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_stacks(tmp_path: Path, random: np.random.Generator, dtype: type) -> None:
+    pages = [random.integers(0, 255, (9, 11)).astype(dtype) for _ in range(3)]
+    write_image(tmp_path / "stack.tif", pages)
+    for read, written in zip(read_pages(tmp_path / "stack.tif"), pages, strict=True):
+        assert read.dtype == dtype
+        assert np.array_equal(read, written)
+
+
+def test_palette_one_bit_and_grey_with_alpha(tmp_path: Path) -> None:
+    indices = np.array([[0, 1], [2, 1]], dtype=np.uint8)
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1, 2, 1])
+    image.save(tmp_path / "palette.png")
+    (colours,) = read_pages(tmp_path / "palette.png")
+    assert colours.tolist() == [[[0, 0, 0], [255, 0, 0]], [[0, 0, 255], [255, 0, 0]]]
+    (kept,) = read_pages(tmp_path / "palette.png", palette_indices=True)
+    assert np.array_equal(kept, indices)
+
+    Image.fromarray(indices > 0).save(tmp_path / "bit.png")
+    assert read_pages(tmp_path / "bit.png")[0].tolist() == [[0, 255], [255, 255]]
+
+    Image.merge("LA", [Image.fromarray(indices), Image.new("L", (2, 2), 9)]).save(tmp_path / "alpha.png")
+    assert np.array_equal(read_pages(tmp_path / "alpha.png")[0], indices)
+
+
+def test_tiffs_that_pillow_cannot_read(tmp_path: Path, random: np.random.Generator) -> None:
+    deep = random.integers(0, 65535, (7, 9, 3)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "planar.tif", np.moveaxis(deep, 2, 0), photometric="rgb", planarconfig="separate")
+    assert np.array_equal(read_pages(tmp_path / "planar.tif")[0], deep)
+    big_endian = random.integers(0, 65535, (7, 9)).astype(">u2")
+    tifffile.imwrite(tmp_path / "big.tif", big_endian, byteorder=">")
+    (page,) = read_pages(tmp_path / "big.tif")
+    assert np.array_equal(page, big_endian)
+    assert page.dtype == np.uint16
+    tifffile.imwrite(tmp_path / "long.tif", np.full((4, 4), 60000, dtype=np.uint32))
+    assert read_pages(tmp_path / "long.tif")[0].dtype == np.uint16
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"gone\.png: no such file"):
+        read_pages(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        read_pages(tmp_path)
+    for name in ("text.png", "text.tif", "empty.jpg"):
+        (tmp_path / name).write_bytes(b"" if name.startswith("empty") else b"this is no image at all")
+        with pytest.raises(ImageError, match=name):
+            read_pages(tmp_path / name)
+    for name in ("cut.png", "cut.tif", "cut.jpg"):
+        write_image(tmp_path / name, np.random.default_rng(1).integers(0, 255, (64, 64)).astype(np.uint8))
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ImageError, match=name):
+            read_pages(tmp_path / name)
+    tifffile.imwrite(tmp_path / "wide.tif", np.full((4, 4), 70000, dtype=np.uint32))
+    with pytest.raises(ImageError, match=r"0\.\.65535, this holds 70000"):
+        read_pages(tmp_path / "wide.tif")
+    with pytest.raises(ImageError, match="not a folder"):
+        list_images(tmp_path / "nothing")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ImageError, match="holds no image"):
+        list_images(tmp_path / "bare")
+
+
+def test_pixels_that_a_format_cannot_hold_are_refused(tmp_path: Path) -> None:
+    grey = np.zeros((4, 4), dtype=np.uint8)
+    for name, pixels in (
+        ("a.jpg", grey.astype(np.uint16)),
+        ("a.png", grey.astype(np.float32)),
+        ("a.png", np.zeros((4, 4, 3), np.uint16)),
+        ("a.png", grey.astype(np.int64)),
+        ("a.png", np.zeros((0, 4), np.uint8)),
+        ("a.png", np.zeros((4, 4, 2), np.uint8)),
+        ("a.png", [grey, grey]),
+        ("a.tif", []),
+        ("a.gif", grey),
+    ):
+        with pytest.raises(ImageError, match=r"a\."):
+            write_image(tmp_path / name, pixels)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"old")
+
+    def fail() -> None:
+        with write_beside(path) as temporary:
+            temporary.write_bytes(b"half of the n")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_channels_and_units() -> None:
+    colour = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]]], dtype=np.uint8)
+    as_pillow = np.array(Image.fromarray(colour).convert("L"))
+    assert np.abs(to_channels(colour, 1)[:, :, 0].astype(int) - as_pillow).max() <= 1
+    grey = np.array([[1, 2]], dtype=np.uint16)
+    assert to_channels(grey, 3).tolist() == [[[1, 1, 1], [2, 2, 2]]]
+    with_alpha = np.dstack([colour, np.full((1, 4), 9, np.uint8)])
+    assert np.array_equal(to_channels(with_alpha, 3), colour)
+    assert np.array_equal(to_channels(with_alpha, 1), to_channels(colour, 1))
+    with pytest.raises(ImageError, match="3 channels cannot be turned into 2"):
+        to_channels(colour, 2)
+
+    assert to_unit(np.array([0, 255], np.uint8)).tolist() == [0, 1]
+    assert to_unit(np.array([0, 65535], np.uint16)).tolist() == [0, 1]
+    for bad in (np.array([1.5], np.float32), np.array([np.nan], np.float32), np.array([1], np.int32)):
+        with pytest.raises(ImageError, match="must be"):
+            to_unit(bad)

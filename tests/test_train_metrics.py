@@ -1,0 +1,53 @@
+"""IoU and Dice against counts made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from train.metrics import Overlap
+
+
+def test_pooled_and_per_image_by_hand() -> None:
+    overlap = Overlap()
+    # 2 common, 4 predicted, 3 true: union 5.
+    overlap.add(np.array([[1, 1, 1, 1, 0]]), np.array([[0, 0, 255, 255, 255]]))
+    # 1 common, 1 predicted, 1 true: union 1.
+    overlap.add(np.array([[0, 7]]), np.array([[0, 1]]))
+    assert overlap.per_image_iou == [2 / 5, 1.0]
+    assert overlap.per_image_dice == [4 / 7, 1.0]
+    assert overlap.figures() == {
+        "images": 2,
+        "iou": 3 / 6,
+        "dice": 6 / 9,
+        "iou_per_image": pytest.approx(0.7),
+        "dice_per_image": pytest.approx((4 / 7 + 1) / 2),
+    }
+
+
+def test_empty_against_empty_is_perfect_and_against_anything_is_zero() -> None:
+    empty, full = np.zeros((4, 4)), np.ones((4, 4))
+    overlap = Overlap()
+    overlap.add(empty, empty)
+    assert overlap.figures()["iou"] == overlap.figures()["dice"] == 1
+    overlap.add(empty, full)
+    overlap.add(full, empty)
+    assert overlap.per_image_iou == [1, 0, 0]
+    assert overlap.per_image_dice == [1, 0, 0]
+    assert overlap.figures()["iou"] == 0
+
+
+def test_several_classes_are_averaged_over_those_that_occur() -> None:
+    overlap = Overlap(classes=4)
+    # Class 1: 1 common, union 2.  Class 2: 1 common, union 3.  Class 3 does not occur.
+    overlap.add(np.array([[0, 1, 2, 2]]), np.array([[1, 1, 2, 0]]) + np.array([[0, 0, 0, 0]]))
+    assert overlap.per_image_iou == [pytest.approx((1 / 2 + 1 / 2) / 2)]
+    overlap.add(np.array([[0, 0, 2, 0]]), np.array([[0, 0, 0, 0]]))
+    assert overlap.figures()["iou"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
+def test_wrong_use_is_refused() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        Overlap().add(np.zeros((2, 2)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="no image"):
+        Overlap().figures()
