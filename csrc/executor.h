@@ -17,6 +17,7 @@ struct ImageView {
     const std::byte *data = nullptr;
     PixelType type = PixelType::uint8;
     int64_t row_stride = 0, pixel_stride = 0, channel_stride = 0;
+    bool on_device = false; // `data` is memory of the GPU that the executor runs on
 };
 
 // normalised = pixel * scale[c] + shift[c], with pixel as stored (0..255, 0..65535 or a float).  The engine works both
@@ -32,6 +33,7 @@ struct OutputView {
     std::byte *data = nullptr;
     ResultType type = ResultType::mask;
     int64_t row_stride = 0; // bytes; pixels and channels are tight
+    bool on_device = false;
 };
 
 struct PassShape {

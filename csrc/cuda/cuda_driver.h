@@ -20,15 +20,12 @@ using CUgraph = struct CUgraph_st *;
 using CUgraphNode = struct CUgraphNode_st *;
 using CUgraphExec = struct CUgraphExec_st *;
 
-constexpr int CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK = 1;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76;
 constexpr int CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97;
 constexpr int CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
 constexpr int CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2;
-constexpr int CU_POINTER_ATTRIBUTE_IS_MANAGED = 8;
 constexpr int CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9;
-constexpr unsigned CU_MEMORYTYPE_HOST = 1;
 constexpr unsigned CU_MEMORYTYPE_DEVICE = 2;
 constexpr unsigned CU_STREAM_DEFAULT = 0;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
@@ -50,22 +47,6 @@ struct CUgraphEdgeData {
     unsigned char to_port;
     unsigned char type; // 1: programmatic
     unsigned char reserved[5];
-};
-
-struct CUDA_MEMCPY2D {
-    size_t srcXInBytes, srcY;
-    unsigned srcMemoryType;
-    const void *srcHost;
-    CUdeviceptr srcDevice;
-    void *srcArray;
-    size_t srcPitch;
-    size_t dstXInBytes, dstY;
-    unsigned dstMemoryType;
-    void *dstHost;
-    CUdeviceptr dstDevice;
-    void *dstArray;
-    size_t dstPitch;
-    size_t WidthInBytes, Height;
 };
 
 // Throws uf::Error: UF_ERR_OUT_OF_MEMORY; UF_ERR_DEVICE_LOST where the driver says that the process cannot use the GPU
@@ -118,7 +99,6 @@ template <class... Arguments> class Function {
     FUNCTION(host_free, cuMemFreeHost, void *)                                                                         \
     FUNCTION(copy_to_device, cuMemcpyHtoDAsync_v2, CUdeviceptr, const void *, size_t, CUstream)                        \
     FUNCTION(copy_to_host, cuMemcpyDtoHAsync_v2, void *, CUdeviceptr, size_t, CUstream)                                \
-    FUNCTION(copy_2d, cuMemcpy2DAsync_v2, const CUDA_MEMCPY2D *, CUstream)                                             \
     FUNCTION(fill_bytes, cuMemsetD8Async, CUdeviceptr, unsigned char, size_t, CUstream)                                \
     FUNCTION(pointer_get_attribute, cuPointerGetAttribute, void *, int, CUdeviceptr)                                   \
     FUNCTION(stream_create, cuStreamCreate, CUstream *, unsigned)                                                      \
@@ -134,7 +114,6 @@ template <class... Arguments> class Function {
     FUNCTION(graph_destroy, cuGraphDestroy, CUgraph)                                                                   \
     FUNCTION(graph_add_kernel, cuGraphAddKernelNode, CUgraphNode *, CUgraph, const CUgraphNode *, size_t,              \
              const CUDA_KERNEL_NODE_PARAMS *)                                                                          \
-    FUNCTION(graph_add_edges, cuGraphAddDependencies, CUgraph, const CUgraphNode *, const CUgraphNode *, size_t)       \
     FUNCTION(graph_instantiate, cuGraphInstantiateWithFlags, CUgraphExec *, CUgraph, unsigned long long)               \
     FUNCTION(graph_exec_destroy, cuGraphExecDestroy, CUgraphExec)                                                      \
     FUNCTION(graph_exec_set_kernel, cuGraphExecKernelNodeSetParams, CUgraphExec, CUgraphNode,                          \

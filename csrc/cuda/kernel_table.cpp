@@ -281,20 +281,23 @@ int64_t Term::at(const LaunchSizes &sizes) const {
     return integer;
 }
 
+int64_t checked_product(std::initializer_list<int64_t> factors) {
+    constexpr int64_t largest = int64_t{1} << 60;
+    int64_t product = 1;
+    for (const int64_t factor : factors)
+        if (__builtin_mul_overflow(product, factor, &product) || product > largest)
+            throw Error(UF_ERR_INVALID_ARGUMENT,
+                        "image or batch is too large for one pass on a GPU; use smaller tiles or fewer images");
+    return product;
+}
+
 int64_t axis_value(const Axis &axis, const LaunchSizes &sizes) {
-    constexpr int64_t largest = int64_t{1} << 62;
-    const auto times = [](int64_t a, int64_t b) {
-        int64_t result = 0;
-        if (__builtin_mul_overflow(a, b, &result) || result > largest)
-            throw Error(UF_ERR_INVALID_ARGUMENT, "image or batch is too large for one pass on a GPU; use smaller tiles");
-        return result;
-    };
     int64_t value = 1;
     for (const Factor &factor : axis) {
         int64_t part = 1;
         for (const Term &term : factor.terms)
-            part = times(part, term.at(sizes));
-        value = times(value, (part - 1) / factor.divisor + 1);
+            part = checked_product({part, term.at(sizes)});
+        value = checked_product({value, (part - 1) / factor.divisor + 1});
     }
     return value;
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,8 +21,8 @@ namespace uf::cuda {
 
 // Sizes of one launch, for the symbols of grids and arguments.
 struct LaunchSizes {
-    int64_t count = 1;              // N
-    std::array<int64_t, 2> written; // H, W
+    int64_t count = 1;                          // N
+    std::array<int64_t, 2> written{};           // H, W
     std::vector<std::array<int64_t, 2>> inputs; // H0, W0, H1, W1, ...
 };
 
@@ -42,7 +43,10 @@ struct Factor {
 
 using Axis = std::vector<Factor>;
 
-// The product of the factors, each of which is positive.  Throws UF_ERR_INVALID_ARGUMENT above 2^62.
+// The product of positive numbers.  Throws UF_ERR_INVALID_ARGUMENT above 2^60.
+int64_t checked_product(std::initializer_list<int64_t> factors);
+
+// The product of the factors, likewise.
 int64_t axis_value(const Axis &axis, const LaunchSizes &sizes);
 
 enum class ElementType { float32, fp16, bf16 };

@@ -1,0 +1,83 @@
+// The kernels of one pass over a fixed number of images, as an instantiated CUDA graph.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "cuda/program.h"
+#include "executor.h"
+
+namespace uf::cuda {
+
+// What may differ between two launches of a graph.  Addresses on the device; strides in elements.
+struct ImageArguments {
+    PixelType type = PixelType::uint8;
+    CUdeviceptr data = 0;
+    std::array<int64_t, 4> strides{}; // image, row, pixel, channel
+    bool operator==(const ImageArguments &other) const {
+        return type == other.type && data == other.data && strides == other.strides;
+    }
+};
+struct ResultArguments {
+    ResultType type = ResultType::mask;
+    CUdeviceptr data = 0;
+    std::array<int64_t, 2> strides{}; // image, row
+    float logit_threshold = 0.0F;
+    bool operator==(const ResultArguments &other) const {
+        return type == other.type && data == other.data && strides == other.strides &&
+               logit_threshold == other.logit_threshold;
+    }
+};
+
+// Where a context keeps what its kernels share.
+struct ContextMemory {
+    std::vector<CUdeviceptr> slots;
+    CUdeviceptr transforms = 0; // float32 (N, 2, 4): scale and shift of every image
+    CUdeviceptr zeroed = 0, scratch = 0;
+};
+
+// Sizes that the symbols of a step's kernels stand for.
+LaunchSizes launch_sizes(const Plan &plan, const Op &op, const PassShape &shape);
+
+class PassGraph {
+  public:
+    // The device's context must be current, here and in all that follows.
+    PassGraph(const Program &program, const PassShape &shape, const ContextMemory &memory, const ImageArguments &image,
+              const ResultArguments &result);
+
+    // For the launches to come; those under way keep theirs.
+    void set(const ImageArguments &image, const ResultArguments &result);
+    void upload(CUstream stream) const;
+    void launch(CUstream stream) const;
+
+  private:
+    struct Node {
+        const Step *step = nullptr;
+        LaunchSizes sizes;
+        CUgraphNode handle = nullptr;
+    };
+    // A launch as the driver takes it; points into itself.
+    struct Parameters {
+        CUDA_KERNEL_NODE_PARAMS launch{};
+        std::array<uint64_t, 72> values{}; // the reader allows 64 arguments and 8 hidden ones
+        std::array<void *, 72> pointers{};
+    };
+
+    void fill(const Node &node, const ImageArguments &image, const ResultArguments &result, Parameters &parameters) const;
+    uint64_t value(const KernelArgument &argument, const Node &node, const ImageArguments &image,
+                   const ResultArguments &result) const;
+    bool all_programmatic() const;
+    void add_nodes();
+    void update(Step::Role role, const ImageArguments &image, const ResultArguments &result);
+
+    const Program &program_;
+    const Driver &api_;
+    const ContextMemory &memory_;
+    std::vector<Node> nodes_;
+    ImageArguments image_;
+    ResultArguments result_;
+    Graph graph_; // owns the nodes, which the handles of updates name
+    GraphExec executable_;
+};
+
+} // namespace uf::cuda
