@@ -33,7 +33,7 @@ def test_any_size(height: int, width: int, channels: int) -> None:
 
 @pytest.mark.parametrize("style", STYLES)
 def test_filaments_stand_out_as_the_style_says(style: str) -> None:
-    """In transmitted light the masked pixels are darker than the rest, in fluorescence brighter, in nearly all images."""
+    """In transmitted light the masked pixels are darker than the rest, in fluorescence brighter (in nearly all)."""
     sign = 1 if style == "fluorescence" else -1
     contrasts, shares = [], []
     for seed in range(30):

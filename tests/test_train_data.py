@@ -65,7 +65,7 @@ def test_sizes_and_pages_that_do_not_match_are_refused(folders: tuple[Path, Path
         data.load_folder(*folders, GREY)
     (folders[0] / "a.png").unlink()
     write_image(folders[0] / "a.tif", [np.zeros((16, 17), np.uint8)] * 2)
-    with pytest.raises(DataError, match="2 pages, its mask .* has 1"):
+    with pytest.raises(DataError, match=r"2 pages, its mask .* has 1"):
         data.load_folder(*folders, GREY)
 
 

@@ -100,7 +100,8 @@ def _target(mask: NDArray[Any], path: Path, spec: UNetSpec) -> NDArray[Any]:
     """A mask's pixels as `Sample.target`.
 
     One class: what is not zero (in colour: not black) is foreground, so 0/1, 0/255 and instance numbers all do; in a
-    JPEG, whose compression blurs the two values, what is at least 128.  Several classes: grey values or palette indices are class numbers.
+    JPEG, whose compression blurs the two values, what is at least 128.  Several classes: grey values or palette
+    indices are class numbers.
     """
     try:
         if spec.output == "identity":
