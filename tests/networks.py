@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unet_fast.freeze import freeze
-from unet_fast.graph import Graph, Normalisation, from_spec
+from unet_fast.graph import ACTIVATIONS, UPSAMPLINGS, Graph, Node, Normalisation, from_spec
 from unet_fast.spec import UNetSpec
 
 #: One spec for each choice that the family offers, small, with names for test ids.
@@ -102,7 +102,7 @@ def random_weights(spec: UNetSpec, seed: int = 0) -> dict[str, np.ndarray[Any, A
 
 
 def odd_graph(seed: int = 0) -> Graph:
-    """What no spec makes: every plain op, uneven kernels, average pooling, sums, scale 3, batch norm before the conv."""
+    """What no spec makes: every plain op, uneven kernels and padding, sums, scale 3, a leading batch norm."""
     random = np.random.default_rng(seed)
 
     def weight(outputs: int, rows: int, columns: int, inputs: int) -> np.ndarray[Any, Any]:
@@ -137,7 +137,68 @@ def odd_graph(seed: int = 0) -> Graph:
     return graph.finish(x, "softmax")
 
 
-def nuclei_graph(folder: Path) -> Graph:
+def random_graph(seed: int) -> Graph:
+    """A U-shaped graph of random ops, kernels, paddings, skips and widths; legal sizes are multiples of 8 at most."""
+    random = np.random.default_rng(seed)
+    graph = Graph(int(random.integers(1, 5)), tile=16)
+    count = iter(range(1000))
+
+    def conv(x: str, outputs: int, kernel: tuple[int, int] | None = None) -> str:
+        """A convolution that keeps height and width, its padding split at random."""
+        rows, columns = kernel or (int(side) for side in random.integers(1, 5, 2))
+        inputs = graph.shapes[x].channels
+        weight = random.normal(0, math.sqrt(2 / (rows * columns * inputs)), (outputs, rows, columns, inputs))
+        top, left = (int(random.integers(0, side)) for side in (rows, columns))
+        if kernel is not None:
+            top, left = (rows - 1) // 2, (columns - 1) // 2
+        padding = (top, left, rows - 1 - top, columns - 1 - left)
+        name = f"conv{next(count)}"
+        if random.random() < 0.2:
+            x, padding = graph.pad(f"{name}.pad", x, padding), (0, 0, 0, 0)
+        return graph.conv(name, x, weight, random.normal(0, 0.2, outputs), padding)
+
+    def layers(x: str) -> str:
+        for _ in range(random.integers(1, 4)):
+            kind, name = random.choice(["conv", "conv", "conv3", "norm", "activation", "add"]), f"layer{next(count)}"
+            channels = graph.shapes[x].channels
+            if kind.startswith("conv"):
+                x = conv(x, int(random.integers(1, 7)), (3, 3) if kind == "conv3" else None)
+            elif kind == "norm":
+                scale, variance = random.uniform(0.5, 2, (2, channels))
+                bias, mean = random.normal(0, 0.3, (2, channels))
+                x = graph.batch_norm(name, x, scale, bias, mean, variance)
+            elif kind == "activation":
+                x = graph.activation(name, x, str(random.choice(ACTIVATIONS)), 0.1)
+            else:
+                x = graph.add(name, conv(x, channels), x)
+        return graph.activation(f"relu{next(count)}", x, "relu") if random.random() < 0.5 else x
+
+    def up(x: str) -> str:
+        name, channels = f"up{next(count)}", graph.shapes[x].channels
+        mode = random.choice(["transpose", *UPSAMPLINGS])
+        if mode == "transpose":
+            outputs = int(random.integers(1, 5))
+            weight = random.normal(0, math.sqrt(2 / channels), (outputs, 2, 2, channels))
+            x = graph.conv_transpose(name, x, weight, random.normal(0, 0.2, outputs))
+        else:
+            x = graph.upsample(name, x, str(mode))
+        return conv(x, int(random.integers(1, 5)), (1, 1)) if random.random() < 0.3 else x
+
+    def level(x: str, depth: int) -> str:
+        x = skip = layers(x)
+        if depth == 0:
+            return x
+        x = graph.pool(f"pool{next(count)}", x, str(random.choice(["max", "max", "average"])))
+        parts = [up(level(x, depth - 1)), skip]
+        random.shuffle(parts)
+        x = graph.concat(f"concat{next(count)}", *parts)
+        return layers(conv(x, int(random.integers(1, 7)), (3, 3) if random.random() < 0.7 else None))
+
+    x = level(graph.normalise(), int(random.integers(1, 4)))
+    return graph.finish(conv(x, int(random.integers(2, 4)), (1, 1)), "softmax")
+
+
+def nuclei_graph(folder: Path, normalisation: Normalisation | None = None) -> Graph:
     """The published network of `reference_unet_nuclei` in the shared data, from its weights.
 
     Two convolutions before each activation, bilinear upsampling before a 1x1 convolution, skips first.
@@ -153,7 +214,7 @@ def nuclei_graph(folder: Path) -> Graph:
     def block(x: str, name: str) -> str:
         return graph.activation(f"{name}.relu", conv(conv(x, f"{name}.0", 1), f"{name}.1", 1), "relu")
 
-    graph = Graph(1, Normalisation("standardise"), tile=256)
+    graph = Graph(1, normalisation or Normalisation("standardise"), tile=256)
     x = graph.normalise()
     skips = []
     for level in range(3):
@@ -182,3 +243,65 @@ def graph_of(name: str, seed: int = 0) -> Graph:
 def frozen(name: str, folder: Path, seed: int = 0, **options: Any) -> Path:
     """An engine file of the network called `name`; `options` are those of `freeze`."""
     return freeze(graph_of(name, seed), folder / f"{name}.unet", **options)
+
+
+def judge(graph: Graph, pixels: np.ndarray[Any, Any], *, logits: bool = False) -> np.ndarray[Any, Any]:
+    """What PyTorch makes of a graph that is not fused, in float64: pixels (N, H, W, C) in [0, 1] -> (N, h, w, K)."""
+    import torch
+    from torch.nn import functional
+
+    x = torch.from_numpy(np.ascontiguousarray(pixels, np.float64).transpose(0, 3, 1, 2))
+    rule = graph.normalisation
+    if rule.kind == "fixed":
+        mean, std = (torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1, 1) for values in (rule.mean, rule.std))
+        x = (x - mean) / std
+    else:
+        deviation = x.std((1, 2, 3), correction=0, keepdim=True)
+        x = (x - x.mean((1, 2, 3), keepdim=True)) / (deviation + rule.epsilon)
+
+    def compute(node: Node, *inputs: Any) -> Any:
+        weights = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in node.tensors.items()}
+        values, (x, *_) = node.attributes, inputs
+        if node.kind == "conv":
+            top, left, bottom, right = values["padding"]
+            padded = functional.pad(x, (left, right, top, bottom))
+            return functional.conv2d(padded, weights["weight"].permute(0, 3, 1, 2), weights["bias"])
+        if node.kind == "conv_transpose":
+            weight = weights["weight"].permute(3, 0, 1, 2)
+            full = functional.conv_transpose2d(x, weight, weights["bias"], stride=values["stride"])
+            top, left, bottom, right = values["padding"]
+            return functional.pad(full, (-left, -right, -top, -bottom))
+        if node.kind == "batch_norm":
+            mean, variance = weights["running_mean"], weights["running_var"]
+            return functional.batch_norm(x, mean, variance, weights["weight"], weights["bias"], eps=values["epsilon"])
+        if node.kind == "pool":
+            pool = functional.max_pool2d if values["mode"] == "max" else functional.avg_pool2d
+            return pool(x, values["kernel"])
+        if node.kind == "upsample":
+            if values["mode"] == "nearest":
+                return functional.interpolate(x, scale_factor=values["scale"], mode="nearest")
+            corners = values["mode"] == "bilinear_corners"
+            return functional.interpolate(x, scale_factor=values["scale"], mode="bilinear", align_corners=corners)
+        if node.kind == "pad":
+            top, left, bottom, right = values["padding"]
+            return functional.pad(x, (left, right, top, bottom))
+        if node.kind == "activation":
+            if values["activation"] == "leaky_relu":
+                return functional.leaky_relu(x, values["slope"])
+            if values["activation"] == "softmax":
+                return x.softmax(1)
+            return getattr(torch, values["activation"])(x)
+        return {
+            "concat": lambda: torch.cat(inputs, 1),
+            "add": lambda: inputs[0] + inputs[1],
+            "normalise": lambda: x,
+            "output": lambda: x,
+        }[node.kind]()
+
+    tensors = {"image": x}
+    for node in graph.nodes:
+        x = compute(node, *(tensors[name] for name in node.inputs))
+        tensors.update(dict.fromkeys(node.outputs, x))
+    if not logits and graph.output != "identity":
+        x = x.sigmoid() if graph.output == "sigmoid" else x.softmax(1)
+    return x.numpy().transpose(0, 2, 3, 1)

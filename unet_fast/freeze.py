@@ -59,8 +59,8 @@ def freeze(
     palette      one (red, green, blue) in 0..255 per class, or ().
 
     Raises `ValueError` that names what is wrong with an argument or a weight (`GraphError` for a network that cannot
-    be expressed, `UnsupportedError` for a target that this installation cannot compile for), and `OSError` where a file cannot be read or written; then no
-    file is left behind.
+    be expressed), `UnsupportedError` for a target that this installation cannot compile for, and `OSError` where a
+    file cannot be read or written; then no file is left behind.
     """
     path = Path(path)
     if precision not in ELEMENT_BYTES:
@@ -228,7 +228,8 @@ def golden_image(height: int, width: int, channels: int, seed: int) -> Array:
 def _golden(graph: Graph) -> tuple[list[dict[str, str]], dict[str, Array]]:
     """Two images and what the graph makes of them in float64, before any rewrite."""
     side = graph.size_rule.at_least(GOLDEN_SIDE)
-    entries, tensors = [], {}
+    entries: list[dict[str, str]] = []
+    tensors: dict[str, Array] = {}
     for index in range(2):
         image = golden_image(side, side, graph.channels, seed=index)
         probability = reference.probability(graph, reference.to_unit(image[None]))[0]

@@ -238,7 +238,7 @@ def _doubling(graph: Graph, up: Node) -> tuple[Array, Array] | None:
 
 
 def _split(graph: Graph, concat: Node, weight: Array, position: int) -> tuple[Array, Array]:
-    """The weights (out, ky, kx, in) that read the concat's input at `position` (0 or 1), and those that read the other."""
+    """The weights (out, ky, kx, in) that read the input at `position` (0 or 1) of the concat, then the other's."""
     first = graph.shapes[concat.inputs[0]].channels
     halves = weight[..., :first], weight[..., first:]
     return halves[position], halves[1 - position]
@@ -298,13 +298,15 @@ def merge_concat_convolution(graph: Graph) -> Graph:
         concat = _only_writer(graph, node.inputs[0], "concat")
         if concat is None or len(concat.inputs) != 2:
             return None
-        position, mode, a, gone = 0, "none", concat.inputs[0], [concat, node]
+        padding = node.attributes["padding"]
+        # a is what may be upsampled, b what may be cropped; without either the order does not matter.
+        position = 1 if _cropped(graph, concat.inputs[0], padding)[2] else 0
+        mode, a, gone = "none", concat.inputs[position], [concat, node]
         for candidate in (0, 1):
             up = _only_writer(graph, concat.inputs[candidate], "upsample")
             if up is not None and up.attributes["scale"] == 2:
                 position, mode, a, gone = candidate, up.attributes["mode"], up.inputs[0], [up, *gone]
                 break
-        padding = node.attributes["padding"]
         b, crop, crops = _cropped(graph, concat.inputs[1 - position], padding)
         weight_a, weight_b = _split(graph, concat, node.tensors["weight"], position)
         merged = Node(

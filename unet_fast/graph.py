@@ -31,6 +31,7 @@ ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "softmax")
 UPSAMPLINGS = ("nearest", "bilinear", "bilinear_corners")
 OUTPUTS = ("sigmoid", "softmax", "identity")
 LARGEST_KERNEL = 4
+LARGEST_PAD = 4096
 
 
 class GraphError(ValueError):
@@ -287,7 +288,13 @@ class Graph:
     @property
     def size_rule(self) -> SizeRule:
         """The legal heights and widths of the image, one rule for both axes."""
-        return legal_sizes(size for shape in [*self.shapes.values(), self.result] for size in shape.sides)
+        sizes = [size for shape in [*self.shapes.values(), self.result] for size in shape.sides]
+        for node in self.nodes:
+            if node.kind == "pad":  # what is cropped must leave something, whatever is padded elsewhere
+                cut = [min(side, 0) for side in node.attributes["padding"]]
+                height, width = self.shapes[node.inputs[0]].sides
+                sizes += [height.plus(cut[0] + cut[2]), width.plus(cut[1] + cut[3])]
+        return legal_sizes(sizes)
 
     @property
     def margin(self) -> int:
@@ -339,7 +346,7 @@ def _activation(node: Node, choices: Sequence[str]) -> None:
     if activation == "leaky_relu":
         slope = node.attributes.get("slope")
         _require(
-            node, isinstance(slope, float) and math.isfinite(slope), f"slope must be a finite number, got {slope!r}"
+            node, isinstance(slope, float) and 0 <= slope <= 1, f"slope must be a number from 0 to 1, got {slope!r}"
         )
 
 
@@ -432,7 +439,7 @@ def _upsample_rule(node: Node, x: Shape) -> list[Shape]:
 
 
 def _pad_rule(node: Node, x: Shape) -> list[Shape]:
-    top, left, bottom, right = _whole_numbers(node, "padding", 4, -(2**20), 2**20)
+    top, left, bottom, right = _whole_numbers(node, "padding", 4, -LARGEST_PAD, LARGEST_PAD)
     return [Shape(x.height.plus(top + bottom), x.width.plus(left + right), x.channels)]
 
 
@@ -452,7 +459,7 @@ def _add_rule(node: Node, *shapes: Shape) -> list[Shape]:
 
 def _crop_fits(node: Node, skip: Shape, height: Size, width: Size) -> None:
     """`skip`, cropped at top and left by the attribute, covers height x width."""
-    crop = _whole_numbers(node, "crop", 2, 0, 2**20)
+    crop = _whole_numbers(node, "crop", 2, 0, LARGEST_PAD)
     spare = (skip.height.minus(height), skip.width.minus(width))
     fits = all(have is not None and have >= cut for have, cut in zip(spare, crop, strict=True))
     _require(node, fits, f"skip {skip} cropped by {crop} does not cover ({height}) x ({width})")
