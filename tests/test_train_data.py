@@ -229,8 +229,7 @@ def test_augmentation_moves_image_and_mask_alike(seed: int) -> None:
     assert changed.shape == (96, 96, 1)
     assert moved.shape == (96, 96)
     assert changed.dtype == np.float32
-    assert changed.min() >= 0
-    assert changed.max() <= 1
+    assert np.isfinite(changed).all()
     assert set(np.unique(moved)) <= {0, 1}
     if moved.any() and not moved.all():
         assert changed[moved == 1].mean() > changed[moved == 0].mean()

@@ -1,7 +1,8 @@
 """Random changes that leave the truth true: what a microscope, a lamp and a camera vary from day to day.
 
 Geometry is changed gently and intensity strongly, since the exposure of two instruments differs more than the shape of
-what they look at.  All arrays are float32; the same generator state gives the same result.
+what they look at.  Nothing is clipped: the skirts of dim objects lie near zero and belong to them.  All arrays are
+float32; the same generator state gives the same result.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 
-def augment(pixels: Floats, target: NDArray[np.generic], random: np.random.Generator) -> tuple[Floats, NDArray]:
-    """A changed copy of `pixels` (H, W, C) in [0, 1], H equal to W, with `target` (H, W[, classes]) moved alike."""
+def augment(
+    pixels: Floats, target: NDArray[np.generic], random: np.random.Generator, *, intensity: bool = True
+) -> tuple[Floats, NDArray]:
+    """A changed copy of `pixels` (H, W, C) in [0, 1], H equal to W, with `target` (H, W[, classes]) moved alike.
+
+    The changed pixels may lie somewhat outside [0, 1].  Without `intensity` only the geometry changes, for targets that
+    are images themselves.
+    """
     pixels, target = _turn(pixels, target, random)
     if random.random() < 0.5:
         pixels, target = _zoom(pixels, target, random)
-    return _intensity(pixels, random), np.ascontiguousarray(target)
+    return (_intensity(pixels, random) if intensity else pixels), np.ascontiguousarray(target)
 
 
 def _turn(pixels: Floats, target: NDArray, random: np.random.Generator) -> tuple[Floats, NDArray]:
@@ -62,21 +69,20 @@ def mirror(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 def _intensity(pixels: Floats, random: np.random.Generator) -> Floats:
     pixels = pixels.astype(np.float32, copy=True)
-    if random.random() < 0.2:
-        pixels = _blur(pixels, random.uniform(0.4, 1.2))
+    if random.random() < 0.15:
+        pixels = _blur(pixels, random.uniform(0.4, 1.0))
     if random.random() < 0.5:
-        pixels = np.maximum(pixels, 0) ** np.float32(np.exp(random.uniform(-0.5, 0.5)))
-    if random.random() < 0.3:
+        pixels = np.maximum(pixels, 0) ** np.float32(np.exp(random.uniform(-0.35, 0.35)))
+    if random.random() < 0.2:
         pixels *= _lamp(pixels.shape[0], random)
-    if random.random() < 0.8:  # contrast about the mean, then gain, then offset
-        mean = pixels.mean()
-        contrast, gain = np.exp(random.uniform(-0.4, 0.4)), np.exp(random.uniform(-0.7, 0.5))
-        pixels = ((pixels - mean) * contrast + mean) * gain + random.uniform(-0.05, 0.05)
+    # Offset and grain go with the image's own contrast: what is little at full scale would drown a dim image.
+    contrast = float(pixels.std())
+    gain, offset = np.exp(random.uniform(-0.7, 0.5)), random.uniform(-0.3, 0.3) * contrast
+    pixels = pixels * np.float32(gain) + np.float32(offset)
     if random.random() < 0.3:
-        # The grain of a dim image is small too: in proportion to the image's own contrast, not to full scale.
-        level = random.uniform(0.0, 0.25) * pixels.std()
-        pixels = pixels + np.float32(level) * random.standard_normal(pixels.shape, dtype=np.float32)
-    return np.clip(pixels, 0, 1, dtype=np.float32)
+        grain = np.float32(random.uniform(0.0, 0.15) * gain * contrast)
+        pixels = pixels + grain * random.standard_normal(pixels.shape, dtype=np.float32)
+    return pixels
 
 
 def _lamp(side: int, random: np.random.Generator) -> Floats:

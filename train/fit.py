@@ -56,7 +56,7 @@ class Recipe:
     warm_up: float = 0.05
     clip: float = 1.0  # largest norm of the gradient
     average: float = 0.998  # decay of the running mean of the weights, which is what is kept and scored
-    evaluations: int = 20  # how often in a run the held-out part is scored
+    evaluations: int = 16  # how often in a run the held-out part is scored, in the precision of training
     seed: int = 1
     device: str = "auto"
     precision: str = "auto"
@@ -159,7 +159,8 @@ def fit(
     def keep() -> None:
         """Score the running mean on the held-out part; keep it if it is the best, and the state in any case."""
         nonlocal best_score, best, loss_sum, loss_count
-        figures, _ = evaluate(mean_model, held_out)
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            figures, _ = evaluate(mean_model, held_out)
         row = {"step": step, "minutes": seconds() / 60, "loss": loss_sum / max(loss_count, 1)}
         history.append({**row, "learning_rate": optimizer.param_groups[0]["lr"], **figures})
         loss_sum, loss_count = 0.0, 0
@@ -277,6 +278,7 @@ class _Batches:
 
     def make(self, step: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng([self.recipe.seed, 0, step])
+        segmenting = self.spec.output != "identity"
         pixels, targets = [], []
         for position in range(step * self.recipe.batch, (step + 1) * self.recipe.batch):
             epoch, place = divmod(position, len(self.samples))
@@ -284,9 +286,9 @@ class _Batches:
             sample = self.samples[order[place]]
             image, target = to_unit(sample.pixels), sample.target
             if self.recipe.augment:
-                image, target = augment(image, target, random)
+                image, target = augment(image, target, random, intensity=segmenting)
             image = normalise(image, self.spec)
-            if self.recipe.augment and self.spec.normalisation == "standardise":
+            if self.recipe.augment and segmenting and self.spec.normalisation == "standardise":
                 # Standardising undoes changes of gain and offset; how far objects stand out still varies with how
                 # many of them an image holds.
                 image = image * np.float32(np.exp(random.uniform(-0.4, 0.4))) + np.float32(random.uniform(-0.2, 0.2))
