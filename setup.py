@@ -35,7 +35,7 @@ def cmake_prefixes() -> str:
 
 
 class CMakeBuild(build_ext):
-    """Configures, builds and installs into the package folder (the source tree for an editable install)."""
+    """Configures, builds and installs into the package folder."""
 
     def build_extension(self, ext: Extension) -> None:
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -57,6 +57,10 @@ class CMakeBuild(build_ext):
             data = package / "data"
             data.mkdir(exist_ok=True)
             shutil.copyfile(PRETRAINED, data / PRETRAINED.name)
+        if self.editable_mode:
+            # setuptools copies the module alone to the source tree.
+            for folder in ("lib", "include", "data"):
+                shutil.copytree(package / folder, ROOT / "unet_fast" / folder, symlinks=True, dirs_exist_ok=True)
 
 
 setup(version=version(), ext_modules=[Extension("unet_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
