@@ -55,17 +55,19 @@ def conv_transpose(
         kx = (phase_x + PAD_LEFT) % SX + SX * tap_x
         row = (pixel_y + PAD_TOP) // SY - tap_y
         column = (pixel_x + PAD_LEFT) // SX - tap_x
-        inside = (row >= 0) & (row < H0) & (column >= 0) & (column < W0) & (ky < KY) & (kx < KX)
+        inside = (row >= 0) & (row < H0) & (column >= 0) & (column < W0)
+        # A phase that this tap does not meet reads no channel.
+        channels = tl.where((ky < KY) & (kx < KX), C, 0)
         for first in range(0, C, BLOCK_K):
             c = first + k
             window = tl.load(
                 base + (((row - base_row) * W0 + column) * C)[:, None] + c[None, :],
-                mask=inside[:, None] & (c < C)[None, :],
+                mask=inside[:, None] & (c < channels)[None, :],
                 other=0.0,
             )
             weights = tl.load(
                 weight + (n[None, :] * (KY * KX) + ky * KX + kx) * C + c[:, None],
-                mask=(n < O)[None, :] & (c < C)[:, None] & (ky < KY) & (kx < KX),
+                mask=(n < O)[None, :] & (c < channels)[:, None],
                 other=0.0,
             )
             total = tl.dot(window, weights, total, input_precision=DOT)

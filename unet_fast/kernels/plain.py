@@ -84,7 +84,8 @@ def pad(x, y, H, W, H0, W0, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constex
     common.wait_for_producer(PDL)
     row_0 = row - TOP
     column_0 = column - LEFT
-    inside = keep & (row_0 >= 0) & (row_0 < H0) & (column_0 >= 0) & (column_0 < W0)
+    columns = tl.where((row_0 >= 0) & (row_0 < H0), W0, 0)
+    inside = keep & (column_0 >= 0) & (column_0 < columns)
     value = tl.load(x + (n * H0 + row_0) * W0 * C + (column_0 * C + c), mask=inside, other=0.0)
     store_row(y, value, n, row, column, c, keep, H, W, C)
 
