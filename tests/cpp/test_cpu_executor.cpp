@@ -461,8 +461,8 @@ bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// Both accumulate rounding over two ops; the reference sums in float64.
-double tolerance(const std::string &precision) { return precision == "bf16" ? 1e-2 : 2e-6; }
+// Rounding of two ops, of which the first may cancel; the reference sums in float64.
+double tolerance(const std::string &precision) { return precision == "bf16" ? 2e-2 : 2e-6; }
 
 // Empty if all is well.
 std::string failure(const Case &test, const std::string &isa, const std::string &precision) {

@@ -1,0 +1,43 @@
+"""The fast CPU executor against the slow, obvious one, op by op: runs tests/cpp/test_cpu_executor.cpp."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "cpp-tests"  # kept, so that only the first run compiles
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """The test program, built from the sources as they are."""
+    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    cmake = shutil.which("cmake", path=search)
+    if cmake is None:
+        pytest.skip("needs cmake to build the C++ tests")
+    environment = {**os.environ, "PATH": search}
+    json = importlib.util.find_spec("nlohmann_json")
+    prefixes = ";".join(json.submodule_search_locations or []) if json else ""
+    configure = [cmake, "-S", str(ROOT), "-B", str(BUILD), f"-DCMAKE_PREFIX_PATH={prefixes}", "-DUF_PYTHON=OFF"]
+    if shutil.which("ninja", path=search) and not (BUILD / "CMakeCache.txt").exists():
+        configure += ["-G", "Ninja"]
+    build = [cmake, "--build", str(BUILD), "--target", "test_cpu_executor", "--parallel", "2"]
+    for command in (configure, build):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return BUILD / "test_cpu_executor"
+
+
+@pytest.mark.parametrize("first_seed", [0, 1000, 2000])
+def test_every_op_agrees_with_the_plain_loops(program: Path, first_seed: int) -> None:
+    """Values in every instruction set and precision of this machine; bits across threads and batch positions."""
+    done = subprocess.run([str(program), str(first_seed), "15"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
