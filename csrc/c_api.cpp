@@ -94,7 +94,8 @@ const uf_run_options *checked(const uf_run_options *options) {
 uf_engine *open_engine(const std::byte *data, size_t size, const uf_options *options) {
     const uf::EngineOptions checked_options = engine_options(options);
     auto engine = std::make_unique<uf_engine>();
-    engine->engine = std::make_shared<uf::Engine>(uf::read_engine_file(data, size), checked_options);
+    const bool with_gpu_code = checked_options.device.rfind("cpu", 0) != 0 && !checked_options.refuse_embedded_code;
+    engine->engine = std::make_shared<uf::Engine>(uf::read_engine_file(data, size, with_gpu_code), checked_options);
     return engine.release();
 }
 

@@ -9,7 +9,9 @@
 #include <set>
 
 #include "cpu/cpu_executor.h"
+#include "cuda/cuda_executor.h"
 #include "error.h"
+#include "host_copies.h"
 #include "message.h"
 
 namespace uf {
@@ -51,18 +53,27 @@ Choice choose_executor(const std::shared_ptr<const Plan> &plan, const std::share
                         message("device cpu-reference computes in float32, not in ", options.precision));
         return {make_reference_executor(plan), "asked for"};
     }
-    if (options.device == "cuda" || options.device.rfind("cuda:", 0) == 0)
-        throw Error(UF_ERR_UNSUPPORTED, message("device ", in_quotes(options.device),
-                                                " is not available: this build "
-                                                "has no CUDA executor; use device auto or cpu"));
+    if (options.device == "cuda" || options.device.rfind("cuda:", 0) == 0) {
+        if (options.refuse_embedded_code)
+            throw Error(UF_ERR_UNSUPPORTED, message("device ", in_quotes(options.device), " runs GPU code of the file, which the "
+                                                    "options refuse; use device cpu, or accept the code"));
+        return {make_cuda_executor(plan, options.device, options.precision), "asked for"};
+    }
     if (options.device != "auto" && options.device != "cpu")
         throw Error(UF_ERR_INVALID_ARGUMENT, message("options.device is ", in_quotes(options.device),
                                                      ", accepted are auto, cpu, cpu-reference, cuda and cuda:N"));
+    std::string reason = options.device == "cpu" ? "asked for" : "GPU code in the file is refused";
+    if (options.device == "auto" && !options.refuse_embedded_code) {
+        try {
+            auto executor = make_cuda_executor(plan, "cuda", options.precision);
+            return {std::move(executor), "a GPU that can run this file"};
+        } catch (const Error &error) {
+            reason = error.what();
+        }
+    }
     if (options.precision == "fp16")
-        throw Error(UF_ERR_UNSUPPORTED, "precision fp16 needs a GPU; the CPU offers float32 and bf16");
-    const char *reason = options.device == "cpu"        ? "asked for"
-                         : options.refuse_embedded_code ? "GPU code in the file is refused"
-                                                        : "this build has no CUDA executor";
+        throw Error(UF_ERR_UNSUPPORTED, message("precision fp16 needs a GPU; the CPU offers float32 and bf16",
+                                                options.device == "auto" ? "; " + reason : ""));
     return {make_cpu_executor(plan, threads, options.precision, options.cpu_isa), reason};
 }
 
@@ -151,14 +162,33 @@ int physical_cores() {
 }
 
 Engine::Engine(std::shared_ptr<const Plan> plan, const EngineOptions &options)
-    : plan_(std::move(plan)), threads_(std::make_shared<ThreadPool>(checked_threads(options))) {
+    : plan_(std::move(plan)), options_(options), threads_(std::make_shared<ThreadPool>(checked_threads(options))) {
     Choice choice = choose_executor(plan_, threads_, options);
-    executor_ = std::move(choice.executor);
-    device_ = executor_->device();
-    device_reason_ = std::move(choice.reason);
-    precision_ = executor_->precision();
-    isa_ = executor_->isa();
-    contexts_ = std::make_unique<ContextPool>(*executor_, *plan_);
+    first_ = make_backend(std::move(choice.executor), choice.reason);
+    backend_ = &first_;
+}
+
+Engine::Backend Engine::make_backend(std::unique_ptr<Executor> executor, const std::string &reason) const {
+    Backend backend;
+    backend.executor = std::move(executor);
+    backend.device = backend.executor->device();
+    backend.reason = reason;
+    backend.precision = backend.executor->precision();
+    backend.isa = backend.executor->isa();
+    backend.contexts = std::make_unique<ContextPool>(*backend.executor, *plan_);
+    return backend;
+}
+
+bool Engine::fall_back(const Executor &lost, const Error &error) {
+    if (error.status() != UF_ERR_DEVICE_LOST || options_.device != "auto")
+        return false;
+    const std::lock_guard<std::mutex> lock(fallback_mutex_);
+    if (&executor() == &lost) {
+        const std::string precision = options_.precision == "fp16" ? "auto" : options_.precision;
+        fallback_ = make_backend(make_cpu_executor(plan_, threads_, precision, options_.cpu_isa), error.what());
+        backend_ = &fallback_;
+    }
+    return true;
 }
 
 uf_info Engine::info() const {
@@ -177,16 +207,46 @@ uf_info Engine::info() const {
     info.op_count = static_cast<int32_t>(plan_->ops.size());
     info.threshold = plan_->threshold;
     info.name = plan_->name.c_str();
-    info.device = device_.c_str();
-    info.device_reason = device_reason_.c_str();
-    info.precision = precision_.c_str();
-    info.cpu_isa = isa_.c_str();
+    info.device = backend().device.c_str();
+    info.device_reason = backend().reason.c_str();
+    info.precision = backend().precision.c_str();
+    info.cpu_isa = backend().isa.c_str();
     return info;
 }
 
 void Engine::segment(const ImageBatch &images, const RunOptions &options, const Layout &layout,
                      const OutputBatch &outputs) {
-    require_finite(images);
+    const Executor &used = executor();
+    if (images.first.on_device)
+        used.check_device_memory(images.first.data, "image");
+    if (outputs.first.on_device)
+        used.check_device_memory(outputs.first.data, "output");
+    try {
+        // The GPU takes whole images from where they are; for all else, host code looks at the pixels.
+        const auto whole = [](const TileAxis &axis, int64_t size) {
+            return axis.tiles.size() == 1 && axis.side == size && axis.result == axis.core;
+        };
+        const bool direct = layout.kind == Layout::Kind::abutting && layout.mirror == 0 && whole(layout.y, images.height) &&
+                            whole(layout.x, images.width) && plan_->normalisation.kind == NormalisationKind::fixed;
+        if (direct) {
+            segment_here(images, options, layout, outputs);
+            return;
+        }
+        const HostImages host_images(used, images);
+        const HostOutputs host_outputs(used, *plan_, outputs, images.count, layout.height, layout.width);
+        segment_here(host_images.batch(), options, layout, host_outputs.batch());
+        host_outputs.write_back();
+    } catch (const Error &error) {
+        if (images.first.on_device || outputs.first.on_device || !fall_back(used, error))
+            throw;
+        segment_here(images, options, layout, outputs);
+    }
+}
+
+void Engine::segment_here(const ImageBatch &images, const RunOptions &options, const Layout &layout,
+                          const OutputBatch &outputs) {
+    if (!images.first.on_device)
+        require_finite(images);
     std::vector<PixelTransform> transforms;
     for (int index = 0; index < images.count; ++index)
         transforms.push_back(pixel_transform(*plan_, images, index));
@@ -207,10 +267,11 @@ void Engine::segment(const ImageBatch &images, const RunOptions &options, const 
 
 void Engine::run_abutting(const Layout &layout, const ImageBatch &images, const std::vector<PixelTransform> &transforms,
                           float threshold, const OutputBatch &outputs) {
+    ContextPool &contexts = *backend().contexts;
     const auto columns = static_cast<int64_t>(layout.x.tiles.size());
     const int64_t tiles = columns * static_cast<int64_t>(layout.y.tiles.size());
     const int64_t items = tiles * images.count;
-    std::unique_ptr<Workspace> workspace = contexts_->take(pass_shape(items, layout));
+    std::unique_ptr<Workspace> workspace = contexts.take(pass_shape(items, layout));
     const auto batch = static_cast<int64_t>(workspace->images.size());
     WindowReader windows(layout, images, *workspace);
 
@@ -264,13 +325,14 @@ void Engine::run_abutting(const Layout &layout, const ImageBatch &images, const 
                             static_cast<size_t>((at.x.end - at.x.begin) * bytes_per_pixel));
         }
     }
-    contexts_->give_back(std::move(workspace));
+    contexts.give_back(std::move(workspace));
 }
 
 void Engine::run_blended(const Layout &layout, const ImageBatch &images, int index, const PixelTransform &transform,
                          float threshold, const OutputView &output) {
+    ContextPool &contexts = *backend().contexts;
     const std::vector<TileSpan> &columns = layout.x.tiles;
-    std::unique_ptr<Workspace> workspace = contexts_->take(pass_shape(static_cast<int64_t>(columns.size()), layout));
+    std::unique_ptr<Workspace> workspace = contexts.take(pass_shape(static_cast<int64_t>(columns.size()), layout));
     const size_t batch = workspace->images.size();
     WindowReader windows(layout, images, *workspace);
     const auto weights_y = blend_weights(layout.y, layout.overlap), weights_x = blend_weights(layout.x, layout.overlap);
@@ -319,7 +381,7 @@ void Engine::run_blended(const Layout &layout, const ImageBatch &images, int ind
         band.erase(band.begin(), band.begin() + finished * band_row);
         band.resize(band.size() + static_cast<size_t>(finished * band_row), 0.0F);
     }
-    contexts_->give_back(std::move(workspace));
+    contexts.give_back(std::move(workspace));
 }
 
 void Engine::run_resized(const Layout &layout, const ImageBatch &images, const std::vector<PixelTransform> &transforms,
@@ -368,7 +430,16 @@ void Engine::run_resized(const Layout &layout, const ImageBatch &images, const s
 }
 
 Session::Session(std::shared_ptr<Engine> engine, const PassShape &shape)
-    : engine_(std::move(engine)), workspace_(make_workspace(engine_->executor(), engine_->plan(), shape)) {}
+    : engine_(std::move(engine)), executor_(&engine_->executor()) {
+    try {
+        workspace_ = make_workspace(*executor_, engine_->plan(), shape);
+    } catch (const Error &error) {
+        if (!engine_->fall_back(*executor_, error))
+            throw;
+        executor_ = &engine_->executor();
+        workspace_ = make_workspace(*executor_, engine_->plan(), shape);
+    }
+}
 
 void Session::run(const uf_image &image, float threshold, const uf_output &output, void *stream) {
     if (busy_.test_and_set(std::memory_order_acquire))
@@ -380,13 +451,12 @@ void Session::run(const uf_image &image, float threshold, const uf_output &outpu
 
     const Plan &plan = engine_->plan();
     const PassShape shape = workspace_->context->shape();
-    if (stream != nullptr)
-        throw Error(UF_ERR_INVALID_ARGUMENT,
-                    message("cuda_stream must be NULL on device ", engine_->executor().device()));
     uf_run_options options = {};
     options.struct_size = sizeof options;
     options.threshold = threshold;
     const RunOptions checked = check_run_options(&options, plan);
+    if (stream != nullptr && executor_->device().rfind("cuda", 0) != 0)
+        throw Error(UF_ERR_INVALID_ARGUMENT, message("cuda_stream must be NULL on device ", executor_->device()));
     const ImageBatch images = check_image(image, plan);
     if (images.count > shape.count || images.height != shape.height || images.width != shape.width)
         throw Error(UF_ERR_INVALID_ARGUMENT,
@@ -395,15 +465,36 @@ void Session::run(const uf_image &image, float threshold, const uf_output &outpu
                             " x ", shape.width));
     const OutputBatch outputs =
         check_output(output, images.count, shape.height - 2 * plan.margin, shape.width - 2 * plan.margin, plan);
-    require_finite(images);
+    if (images.first.on_device && plan.normalisation.kind == NormalisationKind::standardise)
+        throw Error(UF_ERR_UNSUPPORTED, "this network standardises each image by its own pixels, which have to be in host "
+                                        "memory for that; pass such memory, or call uf_segment");
+    try {
+        run_here(images, checked.threshold, outputs, stream);
+    } catch (const Error &error) {
+        const bool on_host = !images.first.on_device && !outputs.first.on_device && stream == nullptr;
+        if (!on_host || !engine_->fall_back(*executor_, error))
+            throw;
+        executor_ = &engine_->executor();
+        workspace_ = make_workspace(*executor_, plan, shape);
+        run_here(images, checked.threshold, outputs, stream);
+    }
+}
+
+void Session::run_here(const ImageBatch &images, float threshold, const OutputBatch &outputs, void *stream) {
+    if (images.first.on_device)
+        executor_->check_device_memory(images.first.data, "image");
+    else
+        require_finite(images);
+    if (outputs.first.on_device)
+        executor_->check_device_memory(outputs.first.data, "output");
     for (int index = 0; index < images.count; ++index) {
         const auto slot = static_cast<size_t>(index);
         workspace_->images[slot] = images[index];
-        workspace_->transforms[slot] = pixel_transform(plan, images, index);
+        workspace_->transforms[slot] = pixel_transform(engine_->plan(), images, index);
         workspace_->outputs[slot] = outputs[index];
     }
-    workspace_->context->run(workspace_->images.data(), workspace_->transforms.data(), images.count,
-                             logit(checked.threshold), workspace_->outputs.data(), stream);
+    workspace_->context->run(workspace_->images.data(), workspace_->transforms.data(), images.count, logit(threshold),
+                             workspace_->outputs.data(), stream);
 }
 
 } // namespace uf

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -21,21 +22,37 @@ struct EngineOptions {
     bool refuse_embedded_code = false;
 };
 
-// Immutable but for the pool of idle contexts; any thread may call.
+// Immutable but for the pool of idle contexts and, on device "auto", the change to the CPU when the GPU is lost; any thread
+// may call.
 class Engine {
   public:
     // Throws UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED for options that cannot be met.
     Engine(std::shared_ptr<const Plan> plan, const EngineOptions &options);
 
     const Plan &plan() const { return *plan_; }
-    const Executor &executor() const { return *executor_; }
+    const Executor &executor() const { return *backend().executor; }
     // The strings live as long as the engine.
     uf_info info() const;
 
     // `layout` is that of the images and options; `outputs` must have been checked for its height and width.
     void segment(const ImageBatch &images, const RunOptions &options, const Layout &layout, const OutputBatch &outputs);
 
+    // For what failed on `lost` with `error`: whether it is worth another try, because that executor's GPU was lost and the
+    // engine, opened with device "auto", now runs on the CPU.
+    bool fall_back(const Executor &lost, const Error &error);
+
   private:
+    // An executor with what info() says about it.
+    struct Backend {
+        std::unique_ptr<Executor> executor;
+        std::string device, reason, precision, isa;
+        std::unique_ptr<ContextPool> contexts;
+    };
+    Backend make_backend(std::unique_ptr<Executor> executor, const std::string &reason) const;
+    const Backend &backend() const { return *backend_.load(); }
+
+    void segment_here(const ImageBatch &images, const RunOptions &options, const Layout &layout,
+                      const OutputBatch &outputs);
     void run_abutting(const Layout &layout, const ImageBatch &images, const std::vector<PixelTransform> &transforms,
                       float threshold, const OutputBatch &outputs);
     void run_blended(const Layout &layout, const ImageBatch &images, int index, const PixelTransform &transform,
@@ -44,10 +61,11 @@ class Engine {
                      float threshold, const OutputBatch &outputs);
 
     const std::shared_ptr<const Plan> plan_;
+    const EngineOptions options_;
     const std::shared_ptr<ThreadPool> threads_;
-    std::unique_ptr<Executor> executor_;
-    std::string device_, device_reason_, precision_, isa_;
-    std::unique_ptr<ContextPool> contexts_;
+    Backend first_, fallback_; // both stay: other threads may still be in the first one
+    std::atomic<const Backend *> backend_;
+    std::mutex fallback_mutex_;
 };
 
 // An explicit context: memory for one pass, one call at a time.
@@ -59,8 +77,11 @@ class Session {
     void run(const uf_image &image, float threshold, const uf_output &output, void *stream);
 
   private:
+    void run_here(const ImageBatch &images, float threshold, const OutputBatch &outputs, void *stream);
+
     const std::shared_ptr<Engine> engine_;
-    const std::unique_ptr<Workspace> workspace_;
+    const Executor *executor_; // that made the workspace
+    std::unique_ptr<Workspace> workspace_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };
 

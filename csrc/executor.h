@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 
+#include "error.h"
 #include "plan.h"
 
 namespace uf {
@@ -56,6 +58,15 @@ class Executor {
   public:
     virtual ~Executor() = default;
     virtual std::unique_ptr<Context> make_context(const PassShape &shape) const = 0;
+    // Throws unless `data`, of the caller's `argument`, is memory that views with `on_device` may name.
+    virtual void check_device_memory(const std::byte *, const char *argument) const {
+        throw Error(UF_ERR_UNSUPPORTED, std::string(argument) + ".memory is UF_MEMORY_CUDA, but this engine runs on " +
+                                            device() + "; copy to the host");
+    }
+    // Copies between host memory and memory that has passed that check, or within either; done on return.
+    virtual void copy(std::byte *target, const std::byte *source, size_t bytes) const {
+        std::memcpy(target, source, bytes);
+    }
     virtual std::string device() const = 0;    // "cpu", "cpu-reference", "cuda:0"
     virtual std::string precision() const = 0; // "float32", "bf16", "fp16"
     virtual std::string isa() const = 0;       // "portable", "avx2", "avx512", "avx512_bf16", "neon"; "" on a GPU

@@ -17,12 +17,10 @@ template <class... Parts> [[noreturn]] void refuse(const Parts &...parts) {
     throw Error(UF_ERR_INVALID_ARGUMENT, message(parts...));
 }
 
-void check_memory(int32_t memory, const char *argument) {
-    if (memory == UF_MEMORY_CUDA)
-        throw Error(UF_ERR_UNSUPPORTED,
-                    message(argument, ".memory is UF_MEMORY_CUDA, but this engine runs on the CPU; copy to the host"));
-    if (memory != UF_MEMORY_HOST)
+bool is_on_device(int32_t memory, const char *argument) {
+    if (memory != UF_MEMORY_HOST && memory != UF_MEMORY_CUDA)
         refuse(argument, ".memory is ", memory, ", expected UF_MEMORY_HOST (0) or UF_MEMORY_CUDA (1)");
+    return memory == UF_MEMORY_CUDA;
 }
 
 void check_alignment(const void *data, size_t alignment, const char *argument) {
@@ -109,8 +107,8 @@ size_t pixel_bytes(PixelType type) {
 ImageBatch check_image(const uf_image &image, const Plan &plan) {
     if (image.data == nullptr)
         refuse("image.data is NULL");
-    check_memory(image.memory, "image");
     ImageBatch batch;
+    batch.first.on_device = is_on_device(image.memory, "image");
     switch (image.dtype) {
     case UF_UINT8:
         batch.first.type = PixelType::uint8;
@@ -172,12 +170,11 @@ ImageBatch check_image(const uf_image &image, const Plan &plan) {
 OutputBatch check_output(const uf_output &output, int count, int64_t height, int64_t width, const Plan &plan) {
     if (output.data == nullptr)
         refuse("output.data is NULL");
-    check_memory(output.memory, "output");
     OutputBatch batch;
+    batch.first.on_device = is_on_device(output.memory, "output");
     batch.first.data = static_cast<std::byte *>(output.data);
     if (output.dtype == UF_UINT8) {
-        const bool too_many = plan.output_channels > (plan.output_kind == OutputKind::sigmoid ? 1 : 256);
-        if (plan.output_kind == OutputKind::identity || too_many)
+        if (!plan.has_mask())
             throw Error(UF_ERR_UNSUPPORTED,
                         message("this network has ", plan.output_channels,
                                 plan.output_kind == OutputKind::identity ? " values per pixel and" : " classes, so",

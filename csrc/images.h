@@ -44,12 +44,12 @@ struct OutputBatch {
     }
 };
 
-// Throw UF_ERR_INVALID_ARGUMENT for what unet_fast.h does not allow; UF_ERR_UNSUPPORTED for device memory, and for the
-// mask of a network that has none.
+// Throw UF_ERR_INVALID_ARGUMENT for what unet_fast.h does not allow, UF_ERR_UNSUPPORTED for the mask of a network that has
+// none.  Whether device memory is accepted is the executor's to say.
 ImageBatch check_image(const uf_image &image, const Plan &plan);
 OutputBatch check_output(const uf_output &output, int count, int64_t height, int64_t width, const Plan &plan);
 
-// Throws UF_ERR_INVALID_ARGUMENT with the position of the first NaN or infinity.
+// Throws UF_ERR_INVALID_ARGUMENT with the position of the first NaN or infinity.  Host memory only, as all that follow.
 void require_finite(const ImageBatch &images);
 
 // The normalisation of one image; "standardise" takes mean and population standard deviation of all its pixels and

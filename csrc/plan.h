@@ -100,6 +100,11 @@ struct Plan {
     std::vector<Op> ops;         // the last one writes the output
     std::shared_ptr<const cuda::KernelTable> kernels; // GPU code; null where the file has none or it was not wanted
 
+    // Whether a pixel of the result can be one byte: one class against background, or the index of a class.
+    bool has_mask() const {
+        return output_kind == OutputKind::sigmoid ? output_channels == 1
+                                                  : output_kind == OutputKind::softmax && output_channels <= 256;
+    }
     bool legal(int64_t side) const { return side >= minimum && side % multiple == remainder; }
     // The smallest legal side that is not below `side`.
     int64_t next_legal(int64_t side) const {

@@ -67,6 +67,7 @@ template <class View> bool regular(const View *views, int count, int64_t item, i
 
 class CudaContext : public uf::Context {
   public:
+    // The device's context must be current.
     CudaContext(std::shared_ptr<const Program> program, const PassShape &shape);
     ~CudaContext() override;
 
@@ -80,8 +81,6 @@ class CudaContext : public uf::Context {
 
     void check_shape() const;
     void plan_memory();
-    void check_views(const ImageView *images, int count, const OutputView *outputs) const;
-    void check_on_device(const std::byte *data, const char *argument) const;
     void check_stream(CUstream stream) const;
 
     void pass(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
@@ -113,20 +112,17 @@ class CudaContext : public uf::Context {
 
 CudaContext::CudaContext(std::shared_ptr<const Program> program, const PassShape &shape)
     : program_(std::move(program)), shape_(shape) {
-    const std::shared_ptr<const Device> &device = program_->device();
-    device->require_usable();
     check_shape();
-    const Current current(*device);
     plan_memory();
-    stream_ = make_stream(device);
-    done_ = make_event(device);
+    stream_ = make_stream(program_->device());
+    done_ = make_event(program_->device());
     if (zeroed_bytes_ > 0)
         api().fill_bytes(places_.zeroed, 0, zeroed_bytes_, stream_.get());
     // The graph for a full batch is made now, so that a pass allocates nothing.
     ImageArguments image;
     image.data = image_;
     ResultArguments result;
-    result.type = plan().output_kind == OutputKind::identity ? ResultType::probability : ResultType::mask;
+    result.type = plan().has_mask() ? ResultType::mask : ResultType::probability;
     result.data = result_;
     graph(shape_.count, image, result).upload(stream_.get());
     api().stream_synchronize(stream_.get());
@@ -213,25 +209,21 @@ PassGraph &CudaContext::graph(int count, const ImageArguments &image, const Resu
 
 void CudaContext::run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
                       const OutputView *outputs, void *caller_stream) {
-    const Device &device = *program_->device();
-    device.require_usable();
-    CUstream stream = stream_.get();
-    try {
-        const Current current(device);
+    program_->device()->guarded([&] {
+        CUstream stream = stream_.get();
         if (caller_stream != nullptr) {
             stream = static_cast<CUstream>(caller_stream);
             check_stream(stream);
         }
-        check_views(images, count, outputs);
-        recover(stream);
-        int64_t image_stride = 0, output_stride = 0;
+        int64_t stride = 0;
         const bool together =
-            (!images[0].on_device || regular(images, count, static_cast<int64_t>(pixel_bytes(images[0].type)), image_stride)) &&
-            (!outputs[0].on_device ||
-             regular(outputs, count, outputs[0].type == ResultType::mask ? 1 : 4, output_stride));
+            (!images[0].on_device ||
+             regular(images, count, static_cast<int64_t>(pixel_bytes(images[0].type)), stride)) &&
+            (!outputs[0].on_device || regular(outputs, count, outputs[0].type == ResultType::mask ? 1 : 4, stride));
+        // Kernels take one distance between images; where there is none, each goes alone.
+        const int step = together ? count : 1;
         try {
-            // Kernels take one distance between images; where there is none, each goes alone.
-            const int step = together ? count : 1;
+            recover(stream);
             for (int i = 0; i < count; i += step)
                 pass(images + i, transforms + i, step, logit_threshold, outputs + i, stream);
         } catch (...) {
@@ -239,11 +231,7 @@ void CudaContext::run(const ImageView *images, const PixelTransform *transforms,
             api().stream_synchronize.quietly(stream);
             throw;
         }
-    } catch (const Error &error) {
-        if (error.status() == UF_ERR_DEVICE_LOST)
-            device.mark_lost();
-        throw;
-    }
+    });
 }
 
 void CudaContext::check_stream(CUstream stream) const {
@@ -253,36 +241,6 @@ void CudaContext::check_stream(CUstream stream) const {
         throw Error(UF_ERR_INVALID_ARGUMENT, message("cuda_stream belongs to another device or CUDA context than this "
                                                      "engine, which runs in the primary context of cuda:",
                                                      program_->device()->ordinal()));
-}
-
-void CudaContext::check_views(const ImageView *images, int count, const OutputView *outputs) const {
-    for (int i = 0; i < count; ++i) {
-        if (images[i].on_device)
-            check_on_device(images[i].data, "image");
-        if (outputs[i].on_device)
-            check_on_device(outputs[i].data, "output");
-    }
-}
-
-void CudaContext::check_on_device(const std::byte *data, const char *argument) const {
-    constexpr CUresult not_known = 1; // CUDA_ERROR_INVALID_VALUE
-    const auto attribute = [&](int which, auto value) {
-        const CUresult result =
-            api().pointer_get_attribute.quietly(&value, which, reinterpret_cast<CUdeviceptr>(data));
-        if (result != 0 && result != not_known)
-            throw_failure("cuPointerGetAttribute", result);
-        if (result == not_known)
-            throw Error(UF_ERR_INVALID_ARGUMENT, message(argument, ".memory is UF_MEMORY_CUDA, but ", argument,
-                                                         ".data is not an address that CUDA knows"));
-        return value;
-    };
-    const int here = program_->device()->ordinal();
-    if (attribute(CU_POINTER_ATTRIBUTE_MEMORY_TYPE, 0U) != CU_MEMORYTYPE_DEVICE)
-        throw Error(UF_ERR_INVALID_ARGUMENT, message(argument, ".memory is UF_MEMORY_CUDA, but ", argument,
-                                                     ".data is in host memory; set it to UF_MEMORY_HOST"));
-    if (const int there = attribute(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, 0); there != here)
-        throw Error(UF_ERR_INVALID_ARGUMENT, message(argument, ".data is in memory of cuda:", there, ", but the engine runs on cuda:",
-                                                     here, "; open the engine with device \"cuda:", there, "\""));
 }
 
 // Puts scratch memory in order after a pass that failed half way.
@@ -396,13 +354,9 @@ void CudaContext::fetch_results(const OutputView *outputs, int count, CUstream s
 } // namespace
 
 std::unique_ptr<uf::Context> make_cuda_context(std::shared_ptr<const Program> program, const PassShape &shape) {
-    try {
-        return std::make_unique<CudaContext>(program, shape);
-    } catch (const Error &error) {
-        if (error.status() == UF_ERR_DEVICE_LOST)
-            program->device()->mark_lost();
-        throw;
-    }
+    std::unique_ptr<uf::Context> context;
+    program->device()->guarded([&] { context = std::make_unique<CudaContext>(program, shape); });
+    return context;
 }
 
 } // namespace uf::cuda

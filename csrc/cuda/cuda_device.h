@@ -9,6 +9,7 @@
 #include <sys/types.h>
 
 #include "cuda/cuda_driver.h"
+#include "error.h"
 
 namespace uf::cuda {
 
@@ -30,13 +31,15 @@ class Device {
     int shared_bytes() const { return shared_bytes_; } // that one block may ask for
     std::string description() const;               // "NVIDIA H200 (compute capability 9.0)"
 
-    // Throws UF_ERR_DEVICE_LOST once the GPU was lost, UF_ERR_UNSUPPORTED in a child process after a fork.
-    void require_usable() const;
-    void mark_lost() const { lost_ = true; }
+    // Runs `body` with this device's context current on the calling thread.  Throws UF_ERR_DEVICE_LOST once the GPU was
+    // lost, in `body` or before, and UF_ERR_UNSUPPORTED in a child process after a fork.
+    template <class Body> void guarded(const Body &body) const;
     // False in a child process after a fork, which must not call the driver.
     bool in_its_process() const;
 
   private:
+    void require_usable() const;
+
     const Driver &api_;
     int ordinal_ = 0;
     CUdevice handle_ = 0;
@@ -61,6 +64,18 @@ class Current {
   private:
     const Device &device_;
 };
+
+template <class Body> void Device::guarded(const Body &body) const {
+    require_usable();
+    try {
+        const Current current(*this);
+        body();
+    } catch (const Error &error) {
+        if (error.status() == UF_ERR_DEVICE_LOST)
+            lost_ = true;
+        throw;
+    }
+}
 
 // A handle of the driver that is given back with its owner, or nothing.  What fails then is not reported: the work that
 // mattered has reported it.

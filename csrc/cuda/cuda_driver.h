@@ -99,6 +99,7 @@ template <class... Arguments> class Function {
     FUNCTION(host_free, cuMemFreeHost, void *)                                                                         \
     FUNCTION(copy_to_device, cuMemcpyHtoDAsync_v2, CUdeviceptr, const void *, size_t, CUstream)                        \
     FUNCTION(copy_to_host, cuMemcpyDtoHAsync_v2, void *, CUdeviceptr, size_t, CUstream)                                \
+    FUNCTION(copy, cuMemcpy, CUdeviceptr, CUdeviceptr, size_t) /* between any two places, done on return */             \
     FUNCTION(fill_bytes, cuMemsetD8Async, CUdeviceptr, unsigned char, size_t, CUstream)                                \
     FUNCTION(pointer_get_attribute, cuPointerGetAttribute, void *, int, CUdeviceptr)                                   \
     FUNCTION(stream_create, cuStreamCreate, CUstream *, unsigned)                                                      \

@@ -18,6 +18,8 @@ class CudaExecutor : public Executor {
     std::unique_ptr<Context> make_context(const PassShape &shape) const override {
         return cuda::make_cuda_context(program_, shape);
     }
+    void check_device_memory(const std::byte *data, const char *argument) const override;
+    void copy(std::byte *target, const std::byte *source, size_t bytes) const override;
     std::string device() const override { return message("cuda:", program_->device()->ordinal()); }
     std::string precision() const override { return program_->selection().precision; }
     std::string isa() const override { return ""; }
@@ -25,6 +27,37 @@ class CudaExecutor : public Executor {
   private:
     const std::shared_ptr<const cuda::Program> program_;
 };
+
+void CudaExecutor::check_device_memory(const std::byte *data, const char *argument) const {
+    constexpr cuda::CUresult not_known = 1; // CUDA_ERROR_INVALID_VALUE
+    const auto refuse = [&](const auto &...parts) {
+        throw Error(UF_ERR_INVALID_ARGUMENT,
+                    message(argument, ".memory is UF_MEMORY_CUDA, but ", argument, ".data is ", parts...));
+    };
+    const cuda::Device &device = *program_->device();
+    device.guarded([&] {
+        const auto attribute = [&](int which, auto value) {
+            const cuda::CUresult result =
+                device.api().pointer_get_attribute.quietly(&value, which, reinterpret_cast<cuda::CUdeviceptr>(data));
+            if (result == not_known)
+                refuse("not an address that CUDA knows; set it to UF_MEMORY_HOST if it is host memory");
+            if (result != 0)
+                cuda::throw_failure("cuPointerGetAttribute", result);
+            return value;
+        };
+        if (attribute(cuda::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, 0U) != cuda::CU_MEMORYTYPE_DEVICE)
+            refuse("in host memory; set it to UF_MEMORY_HOST");
+        if (const int there = attribute(cuda::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, 0); there != device.ordinal())
+            refuse("in memory of cuda:", there, "; this engine runs on cuda:", device.ordinal());
+    });
+}
+
+void CudaExecutor::copy(std::byte *target, const std::byte *source, size_t bytes) const {
+    const cuda::Device &device = *program_->device();
+    device.guarded([&] {
+        device.api().copy(reinterpret_cast<cuda::CUdeviceptr>(target), reinterpret_cast<cuda::CUdeviceptr>(source), bytes);
+    });
+}
 
 std::unique_ptr<Executor> on_device(const std::shared_ptr<const Plan> &plan, int ordinal, const std::string &precision) {
     const auto device = std::make_shared<const cuda::Device>(ordinal);

@@ -69,7 +69,7 @@ class Selector {
             return true;
         case Step::Role::writes_result:
             return variant == static_cast<size_t>(ResultType::probability) ||
-                   (variant == static_cast<size_t>(ResultType::mask) && plan_.output_kind != OutputKind::identity);
+                   (variant == static_cast<size_t>(ResultType::mask) && plan_.has_mask());
         case Step::Role::inner:
             break;
         }

@@ -17,12 +17,13 @@ constexpr int free_shared_bytes = 48 * 1024;
 
 Program::Program(std::shared_ptr<const Plan> plan, std::shared_ptr<const Device> device, const std::string &precision)
     : plan_(std::move(plan)), device_(std::move(device)), selection_(select_kernels(*plan_, *device_, precision)) {
-    const Current current(*device_);
-    for (const Step &step : selection_.steps)
-        for (const std::vector<Candidate> &candidates : step.candidates)
-            if (!candidates.empty())
-                load(chosen(candidates));
-    upload_weights();
+    device_->guarded([&] {
+        for (const Step &step : selection_.steps)
+            for (const std::vector<Candidate> &candidates : step.candidates)
+                if (!candidates.empty())
+                    load(chosen(candidates));
+        upload_weights();
+    });
 }
 
 void Program::load(const Candidate &candidate) {
