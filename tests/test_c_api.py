@@ -1,0 +1,105 @@
+"""The C and C++ faces, from C and C++ programs that are compiled here; and the parts of the runtime that have none."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unet_fast
+from tests.conftest import ROOT
+
+SOURCES = ROOT / "tests" / "c"
+LIBRARY = Path(unet_fast.__file__).parent / "lib"
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-g", "-O1"]
+
+pytestmark = [
+    pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="needs a C and a C++ compiler"),
+    pytest.mark.skipif(not (LIBRARY / "libunet_fast.so").exists(), reason=f"no libunet_fast.so in {LIBRARY}"),
+]
+
+
+def run(*command: str | Path) -> str:
+    """The output of a command that must succeed."""
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def build(program: Path, *sources: Path, flags: tuple[str, ...] = (), library: bool = True) -> Path:
+    """Compiles a program against the header in the repository and, if it is to be, the installed library."""
+    compiler = ["cc", "-std=c11"] if sources[0].suffix == ".c" else ["c++", "-std=c++17"]
+    include = [f"-I{ROOT / 'csrc' / 'include'}", *([] if library else [f"-I{ROOT / 'csrc'}"])]
+    link = [f"-L{LIBRARY}", f"-Wl,-rpath,{LIBRARY}", "-lunet_fast"] if library else []
+    run(*compiler, *WARNINGS, *flags, *sources, *include, *link, "-lm", "-lpthread", "-o", program)
+    return program
+
+
+@pytest.fixture(scope="module")
+def engines(engine_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the engines that the programs name."""
+    folder = tmp_path_factory.mktemp("c")
+    for name in ("plain", "classes", "regression", "rgb", "valid", "bilinear_corners"):
+        shutil.copy(engine_file(name), folder / f"{name}.unet")
+    return folder
+
+
+def test_every_function_from_c(engines: Path, tmp_path: Path) -> None:
+    run(build(tmp_path / "test_c_api", SOURCES / "test_c_api.c"), engines)
+
+
+def test_threads_and_forks_from_cpp(engines: Path, tmp_path: Path) -> None:
+    run(build(tmp_path / "test_threads", SOURCES / "test_threads.cpp"), engines / "plain.unet")
+
+
+def test_thread_pool(tmp_path: Path) -> None:
+    sources = [SOURCES / "test_thread_pool.cpp", ROOT / "csrc" / "thread_pool.cpp"]
+    run(build(tmp_path / "plain", *sources, library=False))
+
+
+def test_thread_pool_has_no_races(tmp_path: Path) -> None:
+    sources = [SOURCES / "test_thread_pool.cpp", ROOT / "csrc" / "thread_pool.cpp"]
+    try:
+        program = build(tmp_path / "races", *sources, flags=("-fsanitize=thread",), library=False)
+    except AssertionError as error:
+        pytest.skip(f"no ThreadSanitizer here: {str(error).splitlines()[-1]}")
+    run(program, "without forks")
+
+
+def test_example_gives_the_mask_of_python(engines: Path, tmp_path: Path) -> None:
+    """`examples/c/segment.c`, built by one command."""
+    image = np.random.default_rng(5).integers(0, 256, (70, 45), np.uint8)
+    picture, result = tmp_path / "image.pgm", tmp_path / "mask.pgm"
+    picture.write_bytes(b"P5\n45 70\n255\n" + image.tobytes())
+    segment = build(tmp_path / "segment", ROOT / "examples" / "c" / "segment.c")
+    run(segment, engines / "plain.unet", picture, result)
+    header, pixels = result.read_bytes()[: -70 * 45], result.read_bytes()[-70 * 45 :]
+    assert header == b"P5\n45 70\n255\n"
+    expected = unet_fast.Engine(engines / "plain.unet").segment(image)
+    assert np.array_equal(np.frombuffer(pixels, np.uint8).reshape(70, 45), expected)
+    missing = subprocess.run([segment, tmp_path / "none.unet", picture, result], capture_output=True, text=True)
+    assert missing.returncode == 1
+    assert "No such file" in missing.stderr
+
+
+def test_the_library_exports_our_functions_only() -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    symbols = run("nm", "--dynamic", "--defined-only", "--format=posix", LIBRARY / "libunet_fast.so")
+    exported = {line.split()[0] for line in symbols.splitlines()}
+    header = (ROOT / "csrc" / "include" / "unet_fast.h").read_text()
+    assert exported == set(re.findall(r"^UF_API .*?\b(uf_\w+)\(", header, re.MULTILINE))
+
+
+@pytest.mark.parametrize("compiler", [["cc", "-std=c99"], ["c++", "-std=c++17"]], ids=["c99", "c++17"])
+def test_headers_compile_alone(compiler: list[str], tmp_path: Path) -> None:
+    language = "c" if compiler[0] == "cc" else "cpp"
+    source = tmp_path / f"alone.{language}"
+    source.write_text(f'#include "unet_fast.{"h" if language == "c" else "hpp"}"\nint main(void) {{ return 0; }}\n')
+    run(*compiler, "-Wall", "-Wextra", "-Wpedantic", "-Werror", f"-I{ROOT / 'csrc' / 'include'}", "-c", source,
+        "-o", tmp_path / "alone.o")  # fmt: skip
