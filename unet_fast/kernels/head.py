@@ -84,7 +84,7 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
     top, left, _, _ = site.op["padding"]
     size = site.nominal_size("inputs")
     launches = []
-    for tiling in tilings(capability, site.element, *size, 1, channels, [(inputs, k // inputs)], count, split=False, whole_n=True):
+    for tiling in tilings(capability, site.element, *size, 1, channels, [(inputs, k // inputs)], count, split=False, loop_n=True):
         covered = tiles("H", "W", tiling.tile_h, tiling.tile_w)
         launches.append(
             Launch(

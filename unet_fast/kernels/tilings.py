@@ -112,7 +112,7 @@ def step_limit(channels: int) -> int:
 
 def tilings(
     capability: int, element: int, height: int, width: int, images: int, channels_out: int,
-    sources: list[tuple[int, int]], count: int, split: bool = True, whole_n: bool = False,
+    sources: list[tuple[int, int]], count: int, split: bool = True, loop_n: bool = False,
 ) -> list[Tiling]:  # fmt: skip
     """The `count` most promising tilings.
 
@@ -120,18 +120,18 @@ def tilings(
     height, width, images   of what is computed, at the nominal size
     sources   (channels, taps) of each tensor that is read
     split     whether the kernel can split its sum
-    whole_n   whether a program must hold all output channels
+    loop_n    whether one program computes all output channels, block by block
     """
     device = device_of(capability)
     ranked: dict[Tiling, float] = {}
-    for tiling in _possible(capability, element, channels_out, sources, split, whole_n):
+    for tiling in _possible(capability, element, channels_out, sources, split):
         ranked[tiling] = _microseconds(tiling, device, element, height, width, images, channels_out, sources)
     ordered = sorted(ranked, key=lambda tiling: (ranked[tiling], tiling.name))
     return ordered[:count]
 
 
 def _possible(
-    capability: int, element: int, channels_out: int, sources: list[tuple[int, int]], split: bool, whole_n: bool
+    capability: int, element: int, channels_out: int, sources: list[tuple[int, int]], split: bool
 ) -> Iterator[Tiling]:
     rows = padded_channels(channels_out)
     limit = min(SHARED_FOR_OVERLAP, device_of(capability).shared)
@@ -140,7 +140,7 @@ def _possible(
     steps = sum(ceil(channels * taps / block_k) for channels, taps in sources)
     for tile_h, tile_w in ((8, 8), (8, 16)):
         for block_n in (16, 32, 64, 128):
-            if rows % block_n or (block_n < min(rows, 32)) or (whole_n and block_n != rows):
+            if rows % block_n or block_n < min(rows, 32):
                 continue
             area = tile_h * tile_w * block_n
             if element == 4 and area > 64 * 64:
