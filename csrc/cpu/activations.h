@@ -5,8 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
 
 namespace uf {
 
@@ -70,27 +68,6 @@ struct Activations {
         if (y == height - 1)
             std::memset(pixel(image, height, -halo), 0, edge);
     }
-};
-
-// Memory aligned to a cache line, which is also the longest vector.  Throws std::bad_alloc.
-class AlignedMemory {
-  public:
-    static constexpr size_t alignment = 64;
-
-    AlignedMemory() = default;
-    explicit AlignedMemory(size_t bytes)
-        : data_(static_cast<std::byte *>(::operator new(bytes, std::align_val_t{alignment}))), size_(bytes) {}
-
-    std::byte *data() const { return data_.get(); }
-    float *floats() const { return reinterpret_cast<float *>(data_.get()); }
-    size_t size() const { return size_; }
-
-  private:
-    struct Free {
-        void operator()(std::byte *data) const { ::operator delete(data, std::align_val_t{alignment}); }
-    };
-    std::unique_ptr<std::byte, Free> data_;
-    size_t size_ = 0;
 };
 
 } // namespace uf

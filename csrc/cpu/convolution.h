@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "activations.h"
+#include "aligned_memory.h"
 #include "kernels.h"
 #include "plan.h"
 #include "thread_pool.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "activations.h"
+#include "aligned_memory.h"
 #include "convolution.h"
 #include "cpu_features.h"
 #include "error.h"
@@ -26,7 +27,7 @@ bool convolves(OpKind kind) {
 }
 
 struct PreparedOp {
-    Op op; // without the weights that were packed
+    const Op *op = nullptr; // of the plan
     Convolution convolution;
     Convolution head;                   // the 1x1 behind the convolution of a head
     RowFunction row_function = nullptr; // for the plain ops
@@ -34,16 +35,12 @@ struct PreparedOp {
 
 // All that contexts share.
 struct Program {
+    std::shared_ptr<const Plan> plan;
     std::shared_ptr<ThreadPool> pool;
     const KernelTable *kernels = nullptr;
     bool bf16 = false;
-    int image_channels = 1, image_halo = 0;
     bool has_stem = false;
-    OutputKind output_kind = OutputKind::sigmoid;
-    int output_channels = 1;
-    int slots = 0;
-    std::vector<Buffer> buffers;
-    std::vector<int> halos; // per buffer
+    std::vector<int> halos; // per buffer: zero pixels that its readers need
     std::vector<PreparedOp> ops;
 };
 
@@ -89,7 +86,7 @@ class CpuContext final : public Context {
              const OutputView *outputs, void *) override {
         const Pass pass{images, transforms, count, logit_threshold, outputs};
         for (const PreparedOp &prepared : program_->ops) {
-            switch (prepared.op.kind) {
+            switch (prepared.op->kind) {
             case OpKind::stem:
                 normalise(pass, image_);
                 convolve(prepared, pass);
@@ -104,7 +101,7 @@ class CpuContext final : public Context {
                 head(prepared, pass);
                 break;
             case OpKind::normalise:
-                normalise(pass, buffers_[prepared.op.outputs[0]]);
+                normalise(pass, buffers_[prepared.op->outputs[0]]);
                 break;
             case OpKind::output:
                 output(prepared, pass);
@@ -127,11 +124,11 @@ class CpuContext final : public Context {
 
     void lay_out_buffers() {
         const Program &program = *program_;
-        for (size_t i = 0; i < program.buffers.size(); ++i) {
-            const Buffer &buffer = program.buffers[i];
+        for (size_t i = 0; i < program.plan->buffers.size(); ++i) {
+            const Buffer &buffer = program.plan->buffers[i];
             Activations layout;
-            layout.height = static_cast<int>(buffer.height.at(shape_.height));
-            layout.width = static_cast<int>(buffer.width.at(shape_.width));
+            layout.height = checked_side(buffer, buffer.height.at(shape_.height));
+            layout.width = checked_side(buffer, buffer.width.at(shape_.width));
             layout.channels = buffer.channels;
             layout.padded_channels = round_up(buffer.channels, program.kernels->lanes);
             layout.halo = program.halos[i];
@@ -148,9 +145,9 @@ class CpuContext final : public Context {
     // One arena: slots, the normalised image if a stem reads it, scratch of the workers.
     void allocate() {
         const Program &program = *program_;
-        std::vector<size_t> slot_sizes(static_cast<size_t>(program.slots), 0);
+        std::vector<size_t> slot_sizes(static_cast<size_t>(program.plan->slots), 0);
         for (size_t i = 1; i < buffers_.size(); ++i) {
-            size_t &size = slot_sizes[static_cast<size_t>(program.buffers[i].slot)];
+            size_t &size = slot_sizes[static_cast<size_t>(program.plan->buffers[i].slot)];
             size = std::max(size, bytes_of(buffers_[i]));
         }
         std::vector<size_t> slot_offsets;
@@ -176,27 +173,43 @@ class CpuContext final : public Context {
         });
 
         for (size_t i = 1; i < buffers_.size(); ++i) {
-            const size_t slot = static_cast<size_t>(program.buffers[i].slot);
+            const size_t slot = static_cast<size_t>(program.plan->buffers[i].slot);
             buffers_[i].data = arena_.data() + slot_offsets[slot] + buffers_[i].offset();
         }
         image_.data = arena_.data() + image_offset + image_.offset();
         scratch_ = arena_.data() + scratch_offset;
     }
 
+    // So bounded, the bytes of one image fit 64 bits by far.
+    static int checked_side(const Buffer &buffer, int64_t side) {
+        constexpr int64_t longest = 1 << 20;
+        if (side >= 1 && side <= longest)
+            return static_cast<int>(side);
+        throw Error(UF_ERR_OUT_OF_MEMORY, "tensor '" + buffer.name + "' would have a side of " + std::to_string(side) +
+                                              " pixels, at most " + std::to_string(longest) +
+                                              " are possible; use smaller tiles");
+    }
+
     static size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
     size_t bytes_of(const Activations &layout) const {
-        return static_cast<size_t>(layout.image_stride) * static_cast<size_t>(shape_.count);
+        int64_t bytes;
+        constexpr int64_t most = int64_t{1} << 46; // what a process can address
+        if (!__builtin_mul_overflow(layout.image_stride, static_cast<int64_t>(shape_.count), &bytes) && bytes <= most)
+            return static_cast<size_t>(bytes);
+        throw std::bad_alloc();
     }
 
     // Per worker.
     size_t scratch_bytes(const PreparedOp &prepared) const {
-        const Op &op = prepared.op;
+        const Op &op = *prepared.op;
         if (op.kind == OpKind::head)
-            return static_cast<size_t>(head_row_bytes(prepared) + logit_row_bytes(prepared));
-        if (op.kind == OpKind::output)
-            return static_cast<size_t>(buffers_[op.inputs[0]].width) * buffers_[op.inputs[0]].padded_channels *
-                   sizeof(float);
+            return static_cast<size_t>(head_row(prepared, prepared.convolution).row_stride +
+                                       head_row(prepared, prepared.head).row_stride);
+        if (op.kind == OpKind::output) {
+            const Activations &from = buffers_[op.inputs[0]];
+            return sizeof(float) * static_cast<size_t>(from.width) * static_cast<size_t>(from.padded_channels);
+        }
         if (op.kind == OpKind::concat_conv && op.upsample != UpsampleMode::none) {
             const Activations band = upsampled_band(op);
             return static_cast<size_t>(band.row_stride * band.height);
@@ -204,17 +217,15 @@ class CpuContext final : public Context {
         return 0;
     }
 
-    int64_t head_width(const Op &op) const {
-        return buffers_[op.inputs[0]].width + op.padding[1] + op.padding[3] - op.kernel[1] + 1;
-    }
-    int64_t head_height(const Op &op) const {
-        return buffers_[op.inputs[0]].height + op.padding[0] + op.padding[2] - op.kernel[0] + 1;
-    }
-    int64_t head_row_bytes(const PreparedOp &prepared) const {
-        return head_width(prepared.op) * prepared.convolution.padded_channels * static_cast<int64_t>(sizeof(float));
-    }
-    int64_t logit_row_bytes(const PreparedOp &prepared) const {
-        return head_width(prepared.op) * prepared.head.padded_channels * static_cast<int64_t>(sizeof(float));
+    // One row of what a head convolves to, and of the logits behind it.
+    Activations head_row(const PreparedOp &prepared, const Convolution &convolution) const {
+        const Op &op = *prepared.op;
+        Activations row;
+        row.height = 1;
+        row.width = buffers_[op.inputs[0]].width + op.padding[1] + op.padding[3] - op.kernel[1] + 1;
+        row.padded_channels = convolution.padded_channels;
+        row.lay_out();
+        return row;
     }
 
     // The rows of an upsampled input that one task reads, with the zero padding left and right of them.
@@ -236,10 +247,10 @@ class CpuContext final : public Context {
     }
 
     void plain(const PreparedOp &prepared, const Pass &pass) {
-        const Activations &to = buffers_[prepared.op.outputs[0]];
+        const Activations &to = buffers_[prepared.op->outputs[0]];
         program_->pool->run(static_cast<int64_t>(pass.count) * to.height, [&](int64_t task, int) {
             const int64_t image = task / to.height, y = task % to.height;
-            prepared.row_function(prepared.op, buffers_.data(), image, y);
+            prepared.row_function(*prepared.op, buffers_.data(), image, y);
             to.clear_frame(image, y);
         });
     }
@@ -270,7 +281,7 @@ class CpuContext final : public Context {
 
     // Tasks are channel blocks (outermost, so that a block's weights stay in cache), images and groups of rows.
     void convolve(const PreparedOp &prepared, const Pass &pass) {
-        const Op &op = prepared.op;
+        const Op &op = *prepared.op;
         const Convolution &convolution = prepared.convolution;
         const KernelTable &kernels = *program_->kernels;
         const Activations &to = buffers_[op.outputs[0]];
@@ -318,38 +329,38 @@ class CpuContext final : public Context {
     }
 
     void head(const PreparedOp &prepared, const Pass &pass) {
-        const Op &op = prepared.op;
+        const Op &op = *prepared.op;
         const KernelTable &kernels = *program_->kernels;
-        const int64_t height = head_height(op), width = head_width(op);
-        const int64_t features_stride = head_row_bytes(prepared) / width,
-                      logits_stride = logit_row_bytes(prepared) / width;
+        const Activations &from = buffers_[op.inputs[0]];
+        const Activations features = head_row(prepared, prepared.convolution),
+                          logits = head_row(prepared, prepared.head);
+        const int64_t height = from.height + op.padding[0] + op.padding[2] - op.kernel[0] + 1, width = features.width;
 
         program_->pool->run(pass.count * height, [&](int64_t task, int worker) {
             const int64_t image = task / height, y = task % height;
-            std::byte *features = scratch_of(worker), *logits = features + head_row_bytes(prepared);
-            const ConvInput input = input_of(buffers_[op.inputs[0]], image);
+            std::byte *feature_row = scratch_of(worker), *logit_row = feature_row + features.row_stride;
+            const ConvInput input = input_of(from, image), feature_input{feature_row, 0, features.pixel_stride};
             for (const ChannelBlock &block : prepared.convolution.blocks) {
-                convolve_row(prepared.convolution, kernels, block, &input, y, height, width, false, features,
-                             features_stride);
+                convolve_row(prepared.convolution, kernels, block, &input, y, height, width, false, feature_row,
+                             features.pixel_stride);
             }
-            const ConvInput feature_row{features, 0, features_stride};
             for (const ChannelBlock &block : prepared.head.blocks) {
-                convolve_row(prepared.head, kernels, block, &feature_row, y, height, width, false, logits,
-                             logits_stride);
+                convolve_row(prepared.head, kernels, block, &feature_input, y, height, width, false, logit_row,
+                             logits.pixel_stride);
             }
-            write_result_row(program_->output_kind, program_->output_channels, pass.logit_threshold,
-                             reinterpret_cast<const float *>(logits), prepared.head.padded_channels, width,
+            write_result_row(program_->plan->output_kind, program_->plan->output_channels, pass.logit_threshold,
+                             reinterpret_cast<const float *>(logit_row), logits.padded_channels, width,
                              pass.outputs[image], y);
         });
     }
 
     void output(const PreparedOp &prepared, const Pass &pass) {
-        const Activations &from = buffers_[prepared.op.inputs[0]];
+        const Activations &from = buffers_[prepared.op->inputs[0]];
         program_->pool->run(static_cast<int64_t>(pass.count) * from.height, [&](int64_t task, int worker) {
             const int64_t image = task / from.height, y = task % from.height;
             auto *logits = reinterpret_cast<float *>(scratch_of(worker));
             read_row(from, image, y, logits);
-            write_result_row(program_->output_kind, program_->output_channels, pass.logit_threshold, logits,
+            write_result_row(program_->plan->output_kind, program_->plan->output_channels, pass.logit_threshold, logits,
                              from.padded_channels, from.width, pass.outputs[image], y);
         });
     }
@@ -382,19 +393,18 @@ class CpuExecutor final : public Executor {
 
 PreparedOp prepare(const Op &op, const Program &program) {
     PreparedOp prepared;
-    prepared.op = op;
+    prepared.op = &op;
     prepared.row_function = row_function(op.kind, program.bf16);
     if (!convolves(op.kind))
         return prepared;
     std::vector<int> channels;
     for (const int input : op.inputs)
-        channels.push_back(program.buffers[input].channels);
+        channels.push_back(program.plan->buffers[input].channels);
     prepared.convolution = prepare_convolution(op, channels, program.bf16, *program.kernels, *program.pool);
     if (op.kind == OpKind::head) {
-        prepared.head =
-            prepare_head(op, prepared.convolution.channels, program.output_channels, *program.kernels, *program.pool);
+        prepared.head = prepare_head(op, prepared.convolution.channels, program.plan->output_channels, *program.kernels,
+                                     *program.pool);
     }
-    prepared.op.tensors.clear();
     return prepared;
 }
 
@@ -403,17 +413,14 @@ PreparedOp prepare(const Op &op, const Program &program) {
 std::unique_ptr<Executor> make_cpu_executor(std::shared_ptr<const Plan> plan, std::shared_ptr<ThreadPool> pool,
                                             const std::string &precision, const std::string &isa) {
     auto program = std::make_shared<Program>();
+    program->plan = std::move(plan);
     program->pool = std::move(pool);
     program->kernels = &choose_kernels(isa);
-    program->bf16 = choose_bf16(precision, plan->precision, *program->kernels);
-    program->output_kind = plan->output_kind;
-    program->output_channels = plan->output_channels;
-    program->slots = plan->slots;
-    program->buffers = plan->buffers;
-    program->halos.assign(plan->buffers.size(), 0);
-    for (const Op &op : plan->ops) {
+    program->bf16 = choose_bf16(precision, program->plan->precision, *program->kernels);
+    program->halos.assign(program->plan->buffers.size(), 0);
+    for (const Op &op : program->plan->ops) {
         for (size_t i = 0; i < op.inputs.size(); ++i) {
-            int &halo = program->halos[static_cast<size_t>(op.inputs[i])];
+            int &halo = program->halos[op.inputs[i]];
             halo = std::max(halo, required_halo(op, static_cast<int>(i)));
         }
         program->has_stem = program->has_stem || op.kind == OpKind::stem;

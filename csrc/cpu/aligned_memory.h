@@ -1,0 +1,26 @@
+// Memory for vectors.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+namespace uf {
+
+// Uninitialised memory, aligned to a cache line, which is also the longest vector.
+class AlignedMemory {
+  public:
+    AlignedMemory() = default;
+    // Throws std::bad_alloc.
+    explicit AlignedMemory(size_t bytes);
+
+    std::byte *data() const { return data_.get(); }
+    float *floats() const { return reinterpret_cast<float *>(data_.get()); }
+
+  private:
+    struct Free {
+        void operator()(std::byte *data) const;
+    };
+    std::unique_ptr<std::byte, Free> data_;
+};
+
+} // namespace uf
