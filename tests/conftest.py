@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests import networks
+# The references are many small products, for which the threads of NumPy's BLAS cost more than they bring: forty times
+# the time on a busy machine.  It reads this when NumPy is first imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+from tests import networks  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 

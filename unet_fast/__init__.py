@@ -3,8 +3,7 @@
     engine = unet_fast.Engine("cells.unet")
     mask = engine.segment(image)
 
-Names are imported on first use: an engine runs without what freezing needs, and a network is frozen without the
-compiled runtime.
+What needs the compiled runtime is imported on first use: a network is frozen without it.
 """
 
 from __future__ import annotations
@@ -12,10 +11,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# At once: `unet_fast.freeze` is also the name of its module, and whoever imports that would hide the function.
+from .freeze import freeze
+
 if TYPE_CHECKING:
     from .engine import Engine, EngineInfo
     from .errors import DeviceError, EngineFileError, UnsupportedError
-    from .freeze import freeze
     from .graph import Graph, GraphError
     from .pretrained import pretrained_engine
     from .spec import UNetSpec
@@ -26,7 +27,6 @@ _HOMES = {
     "DeviceError": "errors",
     "EngineFileError": "errors",
     "UnsupportedError": "errors",
-    "freeze": "freeze",
     "Graph": "graph",
     "GraphError": "graph",
     "pretrained_engine": "pretrained",

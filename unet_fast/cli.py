@@ -36,8 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         reason = in_one_line(error)
-        if isinstance(error, EngineFileError) and str(options.engine) not in reason:
-            reason = f"{options.engine}: {reason}"
+        engine = str(getattr(options, "engine", ""))
+        if isinstance(error, EngineFileError) and engine not in reason:
+            reason = f"{engine}: {reason}"
         print(f"unet-fast: {reason}", file=sys.stderr)
         return 1
 
