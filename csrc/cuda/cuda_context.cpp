@@ -34,7 +34,8 @@ class Layout {
 };
 
 int64_t image_bytes(const Plan &plan, const PassShape &shape, PixelType type) {
-    return checked_product({shape.count, shape.height, shape.width, plan.channels, static_cast<int64_t>(pixel_bytes(type))});
+    return checked_product(
+        {shape.count, shape.height, shape.width, plan.channels, static_cast<int64_t>(pixel_bytes(type))});
 }
 
 // Pixels of a view, tight, to `target`.
@@ -105,8 +106,8 @@ class CudaContext : public uf::Context {
     Stream stream_;
     Event done_; // after the last pass, if it was not waited for
     bool pending_ = false;
-    CUstream last_stream_ = nullptr; // valid while pending
-    bool broken_ = false;            // the last pass failed: scratch memory may hold anything
+    CUstream last_stream_ = nullptr;  // valid while pending
+    bool broken_ = false;             // the last pass failed: scratch memory may hold anything
     std::map<int, PassGraph> graphs_; // by number of images
 };
 
@@ -140,9 +141,10 @@ void CudaContext::check_shape() const {
         const int64_t height = buffer.height.at(shape_.height), width = buffer.width.at(shape_.width);
         if (height > largest || width > largest || width * buffer.channels > widest_row)
             throw Error(UF_ERR_INVALID_ARGUMENT,
-                        message("an image of ", shape_.height, " x ", shape_.width, " pixels is too wide for one pass on a GPU: ",
-                                in_quotes(buffer.name), " has ", width, " x ", buffer.channels,
-                                " values per row, at most ", widest_row, " are possible; use smaller tiles"));
+                        message("an image of ", shape_.height, " x ", shape_.width,
+                                " pixels is too wide for one pass on a GPU: ", in_quotes(buffer.name), " has ", width,
+                                " x ", buffer.channels, " values per row, at most ", widest_row,
+                                " are possible; use smaller tiles"));
     }
 }
 
@@ -170,7 +172,8 @@ void CudaContext::plan_memory() {
     }
     zeroed_bytes_ = static_cast<size_t>(zeroed);
     const int64_t images = image_bytes(plan(), shape_, PixelType::float32);
-    const int64_t results = checked_product({shape_.count, shape_.height, shape_.width, plan().output_channels, sizeof(float)});
+    const int64_t results =
+        checked_product({shape_.count, shape_.height, shape_.width, plan().output_channels, sizeof(float)});
 
     Layout host;
     const size_t host_image = host.take(images), host_result = host.take(results);
@@ -324,7 +327,8 @@ void CudaContext::upload_transforms(const PixelTransform *transforms, int count,
 ResultArguments CudaContext::result_arguments(const OutputView *outputs, int count) const {
     ResultArguments result;
     result.type = outputs[0].type;
-    const int64_t height = shape_.height - 2 * int64_t{plan().margin}, width = shape_.width - 2 * int64_t{plan().margin};
+    const int64_t height = shape_.height - 2 * int64_t{plan().margin},
+                  width = shape_.width - 2 * int64_t{plan().margin};
     const int64_t item = result.type == ResultType::mask ? 1 : sizeof(float);
     if (outputs[0].on_device) {
         int64_t image_stride = 0;
@@ -340,7 +344,8 @@ ResultArguments CudaContext::result_arguments(const OutputView *outputs, int cou
 }
 
 void CudaContext::fetch_results(const OutputView *outputs, int count, CUstream stream) {
-    const int64_t height = shape_.height - 2 * int64_t{plan().margin}, width = shape_.width - 2 * int64_t{plan().margin};
+    const int64_t height = shape_.height - 2 * int64_t{plan().margin},
+                  width = shape_.width - 2 * int64_t{plan().margin};
     const auto row_bytes = static_cast<size_t>(width) * result_bytes(outputs[0].type, plan());
     const size_t bytes = static_cast<size_t>(height) * row_bytes;
     api().copy_to_host(pinned_result_, result_, static_cast<size_t>(count) * bytes, stream);
@@ -348,7 +353,8 @@ void CudaContext::fetch_results(const OutputView *outputs, int count, CUstream s
     for (int i = 0; i < count; ++i)
         for (int64_t y = 0; y < height; ++y)
             std::memcpy(outputs[i].data + y * outputs[i].row_stride,
-                        pinned_result_ + static_cast<size_t>(i) * bytes + static_cast<size_t>(y) * row_bytes, row_bytes);
+                        pinned_result_ + static_cast<size_t>(i) * bytes + static_cast<size_t>(y) * row_bytes,
+                        row_bytes);
 }
 
 } // namespace

@@ -19,6 +19,7 @@ Device::Device(int ordinal) : api_(driver()), ordinal_(ordinal), process_(getpid
     std::array<char, 256> name{};
     api_.device_get_name(name.data(), static_cast<int>(name.size()) - 1, handle_);
     name_ = name.data();
+    api_.driver_get_version(&driver_version_);
     int major = 0, minor = 0;
     api_.device_get_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle_);
     api_.device_get_attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle_);
@@ -46,8 +47,9 @@ std::string Device::description() const {
 
 void Device::require_usable() const {
     if (lost_)
-        throw Error(UF_ERR_DEVICE_LOST, message("cuda:", ordinal_, " was lost in an earlier call; close the engine and "
-                                                                   "start a new process to use the GPU again"));
+        throw Error(UF_ERR_DEVICE_LOST, message("cuda:", ordinal_,
+                                                " was lost in an earlier call; close the engine and "
+                                                "start a new process to use the GPU again"));
     if (!in_its_process())
         throw Error(UF_ERR_UNSUPPORTED, "CUDA cannot be used in a process that was forked after the engine was opened; "
                                         "open the engine in the child, or start processes with \"spawn\"");
@@ -67,7 +69,8 @@ PinnedMemory allocate_pinned(const std::shared_ptr<const Device> &device, size_t
 
 Stream make_stream(const std::shared_ptr<const Device> &device) {
     CUstream stream = nullptr;
-    // Not CU_STREAM_NON_BLOCKING: work of the caller on the default stream, which may still write the image, comes first.
+    // Not CU_STREAM_NON_BLOCKING: work of the caller on the default stream, which may still write the image, comes
+    // first.
     device->api().stream_create(&stream, CU_STREAM_DEFAULT);
     return {device, stream, &Driver::stream_destroy};
 }

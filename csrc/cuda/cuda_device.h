@@ -27,9 +27,10 @@ class Device {
     const Driver &api() const { return api_; }
     CUcontext context() const { return context_; }
     int ordinal() const { return ordinal_; }
-    int capability() const { return capability_; } // 90 for 9.0
-    int shared_bytes() const { return shared_bytes_; } // that one block may ask for
-    std::string description() const;               // "NVIDIA H200 (compute capability 9.0)"
+    int capability() const { return capability_; }         // 90 for 9.0
+    int driver_version() const { return driver_version_; } // 13000 for CUDA 13.0
+    int shared_bytes() const { return shared_bytes_; }     // that one block may ask for
+    std::string description() const;                       // "NVIDIA H200 (compute capability 9.0)"
 
     // Runs `body` with this device's context current on the calling thread.  Throws UF_ERR_DEVICE_LOST once the GPU was
     // lost, in `body` or before, and UF_ERR_UNSUPPORTED in a child process after a fork.
@@ -45,7 +46,7 @@ class Device {
     CUdevice handle_ = 0;
     CUcontext context_ = nullptr;
     std::string name_;
-    int capability_ = 0, shared_bytes_ = 0;
+    int capability_ = 0, driver_version_ = 0, shared_bytes_ = 0;
     pid_t process_;
     mutable std::atomic<bool> lost_{false};
 };
@@ -88,7 +89,8 @@ template <class Handle> class Owned {
         : device_(std::move(device)), handle_(handle), destroy_(destroy) {}
     ~Owned() { reset(); }
     Owned(Owned &&other) noexcept
-        : device_(std::move(other.device_)), handle_(std::exchange(other.handle_, Handle{})), destroy_(other.destroy_) {}
+        : device_(std::move(other.device_)), handle_(std::exchange(other.handle_, Handle{})), destroy_(other.destroy_) {
+    }
     Owned &operator=(Owned &&other) noexcept {
         if (this != &other) {
             reset();

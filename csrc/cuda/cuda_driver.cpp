@@ -97,14 +97,13 @@ void throw_failure(const char *call, CUresult result) {
 
 const Driver &driver() {
     static std::mutex mutex;
-    static Driver *opened = nullptr;
+    static const Driver *opened = nullptr;
     static bool ready = false;
     const std::lock_guard<std::mutex> lock(mutex);
     if (!ready) {
         if (opened == nullptr)
             loaded = opened = load().release();
         opened->init(0);
-        opened->driver_get_version(&opened->version);
         ready = true;
     }
     return *opened;

@@ -99,7 +99,7 @@ template <class... Arguments> class Function {
     FUNCTION(host_free, cuMemFreeHost, void *)                                                                         \
     FUNCTION(copy_to_device, cuMemcpyHtoDAsync_v2, CUdeviceptr, const void *, size_t, CUstream)                        \
     FUNCTION(copy_to_host, cuMemcpyDtoHAsync_v2, void *, CUdeviceptr, size_t, CUstream)                                \
-    FUNCTION(copy, cuMemcpy, CUdeviceptr, CUdeviceptr, size_t) /* between any two places, done on return */             \
+    FUNCTION(copy, cuMemcpy, CUdeviceptr, CUdeviceptr, size_t) /* between any two places, done on return */            \
     FUNCTION(fill_bytes, cuMemsetD8Async, CUdeviceptr, unsigned char, size_t, CUstream)                                \
     FUNCTION(pointer_get_attribute, cuPointerGetAttribute, void *, int, CUdeviceptr)                                   \
     FUNCTION(stream_create, cuStreamCreate, CUstream *, unsigned)                                                      \
@@ -132,7 +132,6 @@ struct Driver {
     UF_CUDA_FUNCTIONS(UF_CUDA_MEMBER)
     UF_CUDA_OPTIONAL_FUNCTIONS(UF_CUDA_MEMBER)
 #undef UF_CUDA_MEMBER
-    int version = 0; // 13000 for CUDA 13.0
 };
 
 // The driver, opened and initialised at the first call that succeeds.  Throws UF_ERR_UNSUPPORTED where the machine has

@@ -55,11 +55,13 @@ void CudaExecutor::check_device_memory(const std::byte *data, const char *argume
 void CudaExecutor::copy(std::byte *target, const std::byte *source, size_t bytes) const {
     const cuda::Device &device = *program_->device();
     device.guarded([&] {
-        device.api().copy(reinterpret_cast<cuda::CUdeviceptr>(target), reinterpret_cast<cuda::CUdeviceptr>(source), bytes);
+        device.api().copy(reinterpret_cast<cuda::CUdeviceptr>(target), reinterpret_cast<cuda::CUdeviceptr>(source),
+                          bytes);
     });
 }
 
-std::unique_ptr<Executor> on_device(const std::shared_ptr<const Plan> &plan, int ordinal, const std::string &precision) {
+std::unique_ptr<Executor> on_device(const std::shared_ptr<const Plan> &plan, int ordinal,
+                                    const std::string &precision) {
     const auto device = std::make_shared<const cuda::Device>(ordinal);
     return std::make_unique<CudaExecutor>(std::make_shared<const cuda::Program>(plan, device, precision));
 }

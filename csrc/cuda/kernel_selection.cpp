@@ -89,7 +89,7 @@ class Selector {
             targets_.insert(code.target());
             if (!fits(code, device_.capability()))
                 continue;
-            if (code.driver > device_.api().version)
+            if (code.driver > device_.driver_version())
                 driver_ = driver_ == 0 ? code.driver : std::min(driver_, code.driver);
             else if (code.shared_bytes > device_.shared_bytes())
                 shared_ = code.shared_bytes;
@@ -106,15 +106,15 @@ class Selector {
         if (driver_ != 0) {
             const auto version = [](int number) { return message(number / 1000, '.', number % 1000 / 10); };
             why = message("it needs a driver for CUDA ", version(driver_), " or newer, this machine has one for CUDA ",
-                          version(device_.api().version), "; update the NVIDIA driver");
+                          version(device_.driver_version()), "; update the NVIDIA driver");
         } else if (shared_ != 0) {
             why = message("it needs ", shared_, " bytes of shared memory, this GPU has ", device_.shared_bytes());
         } else {
             std::string targets;
             for (const std::string &target : targets_)
                 targets += (targets.empty() ? "" : ", ") + target;
-            why = message(targets.empty() ? "the file has none" : "the file has " + targets, "; freeze it with targets=(\"cpu\", \"sm_",
-                          capability, "\")");
+            why = message(targets.empty() ? "the file has none" : "the file has " + targets,
+                          "; freeze it with targets=(\"cpu\", \"sm_", capability, "\")");
         }
         std::string what = message("op ", in_quotes(step.op->name));
         if (step.role == Step::Role::reads_image)
@@ -158,13 +158,16 @@ Selection select_kernels(const Plan &plan, const Device &device, const std::stri
             std::string others;
             for (const std::string &other : present)
                 others += (others.empty() ? "" : ", ") + other;
-            throw Error(UF_ERR_UNSUPPORTED, message("precision ", in_quotes(precision), " was asked for, but the GPU code of this "
-                                                    "file computes in ", others, "; freeze it with that precision, or ask for \"auto\""));
+            throw Error(UF_ERR_UNSUPPORTED, message("precision ", in_quotes(precision),
+                                                    " was asked for, but the GPU code of this "
+                                                    "file computes in ",
+                                                    others, "; freeze it with that precision, or ask for \"auto\""));
         }
         return Selector(plan, device, precision).select();
     }
     std::string failure;
-    for (const std::string &name : {plan.precision, std::string("fp16"), std::string("bf16"), std::string("tf32"), std::string("float32")}) {
+    for (const std::string &name :
+         {plan.precision, std::string("fp16"), std::string("bf16"), std::string("tf32"), std::string("float32")}) {
         if (present.erase(name) == 0)
             continue;
         try {

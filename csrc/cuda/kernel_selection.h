@@ -19,8 +19,8 @@ struct Candidate {
 struct Step {
     enum class Role { inner, reads_image, writes_result } role = Role::inner;
     const Op *op = nullptr;
-    // Candidates, best guess first, none of the lists empty: one list for inner steps, one per pixel type for those that
-    // read the image, one per result type for those that write it (but none for the mask of a network without).
+    // Candidates, best guess first, none of the lists empty: one list for inner steps, one per pixel type for those
+    // that read the image, one per result type for those that write it (but none for the mask of a network without).
     std::array<std::vector<Candidate>, 3> candidates;
 
     const std::vector<Candidate> &of(PixelType pixel, ResultType result) const;

@@ -56,7 +56,8 @@ class TableReader {
 
     void read_select(const Value &value, Kernel &kernel) const {
         if (value.has("pixel") != reads_image(*op_) || value.has("result") != writes_result(*op_))
-            bad(value.where(), " must name a pixel type where the op reads the image, and a result where it writes one");
+            bad(value.where(),
+                " must name a pixel type where the op reads the image, and a result where it writes one");
         if (value.has("pixel"))
             kernel.pixel = value["pixel"].choice<PixelType>(
                 {{"uint8", PixelType::uint8}, {"uint16", PixelType::uint16}, {"float32", PixelType::float32}});
@@ -132,8 +133,7 @@ class TableReader {
             argument.zeroed = value["zeroed"].boolean();
             break;
         case Kind::image_stride:
-            argument.index =
-                value["axis"].choice<size_t>({{"image", 0U}, {"row", 1U}, {"pixel", 2U}, {"channel", 3U}});
+            argument.index = value["axis"].choice<size_t>({{"image", 0U}, {"row", 1U}, {"pixel", 2U}, {"channel", 3U}});
             break;
         case Kind::result_stride:
             argument.index = value["axis"].choice<size_t>({{"image", 0U}, {"row", 1U}});
@@ -166,8 +166,9 @@ class TableReader {
         if (!value.is_integer())
             return read_term(value);
         Term term;
-        term.integer = is_int32 ? value.integer(std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max())
-                                : value.integer(std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max());
+        term.integer = is_int32
+                           ? value.integer(std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max())
+                           : value.integer(std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max());
         return term;
     }
 
@@ -188,7 +189,8 @@ class TableReader {
             if (name == op_->name + "." + short_name)
                 weight.tensor = &tensor;
         if (weight.tensor == nullptr)
-            bad(value.where(), " is of tensor ", in_quotes(name), ", which op ", in_quotes(op_->name), " does not have");
+            bad(value.where(), " is of tensor ", in_quotes(name), ", which op ", in_quotes(op_->name),
+                " does not have");
         weight.type = value["dtype"].choice<ElementType>(
             {{"float32", ElementType::float32}, {"fp16", ElementType::fp16}, {"bf16", ElementType::bf16}});
         weight.shape = read_shape(value["shape"]);

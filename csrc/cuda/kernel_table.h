@@ -67,8 +67,9 @@ struct KernelArgument {
         int64,
         float32
     } kind{};
-    size_t index = 0; // buffer: of Plan::buffers; weight: of KernelTable::weights; strides: 0 image, 1 row, 2 pixel, 3 channel
-    Axis bytes;       // scratch
+    size_t index =
+        0; // buffer: of Plan::buffers; weight: of KernelTable::weights; strides: 0 image, 1 row, 2 pixel, 3 channel
+    Axis bytes; // scratch
     bool zeroed = false;
     Term value; // int32, int64
     float number = 0.0F;

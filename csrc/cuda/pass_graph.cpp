@@ -16,8 +16,9 @@ template <class Call> void about(const Candidate &candidate, const Op &op, const
     try {
         call();
     } catch (const Error &error) {
-        throw Error(error.status(), message("kernel ", in_quotes(candidate.code->entry), " of op ", in_quotes(op.name),
-                                            ", candidate ", in_quotes(candidate.kernel->candidate), ": ", error.what()));
+        throw Error(error.status(),
+                    message("kernel ", in_quotes(candidate.code->entry), " of op ", in_quotes(op.name), ", candidate ",
+                            in_quotes(candidate.kernel->candidate), ": ", error.what()));
     }
 }
 
@@ -46,9 +47,9 @@ LaunchSizes launch_sizes(const Plan &plan, const Op &op, const PassShape &shape)
     };
     LaunchSizes sizes;
     sizes.count = shape.count;
-    sizes.written = op.outputs.empty()
-                        ? std::array<int64_t, 2>{shape.height - 2 * int64_t{plan.margin}, shape.width - 2 * int64_t{plan.margin}}
-                        : size(op.outputs[0]);
+    sizes.written = op.outputs.empty() ? std::array<int64_t, 2>{shape.height - 2 * int64_t{plan.margin},
+                                                                shape.width - 2 * int64_t{plan.margin}}
+                                       : size(op.outputs[0]);
     for (const int input : op.inputs)
         sizes.inputs.push_back(size(input));
     return sizes;
@@ -68,8 +69,8 @@ PassGraph::PassGraph(const Program &program, const PassShape &shape, const Conte
     executable_ = {program.device(), executable, &Driver::graph_exec_destroy};
 }
 
-// A programmatic edge lets a kernel start before its predecessor has ended, which it then waits for itself.  That is safe
-// only if every kernel of the chain does so, because what they read is often older than the predecessor.
+// A programmatic edge lets a kernel start before its predecessor has ended, which it then waits for itself.  That is
+// safe only if every kernel of the chain does so, because what they read is often older than the predecessor.
 bool PassGraph::all_programmatic() const {
     for (const Node &node : nodes_)
         for (const std::vector<Candidate> &candidates : node.step->candidates)

@@ -63,7 +63,8 @@ class PassGraph {
         std::array<void *, 72> pointers{};
     };
 
-    void fill(const Node &node, const ImageArguments &image, const ResultArguments &result, Parameters &parameters) const;
+    void fill(const Node &node, const ImageArguments &image, const ResultArguments &result,
+              Parameters &parameters) const;
     uint64_t value(const KernelArgument &argument, const Node &node, const ImageArguments &image,
                    const ResultArguments &result) const;
     bool all_programmatic() const;

@@ -39,8 +39,9 @@ void Program::load(const Candidate &candidate) {
             api.function_set_attribute(function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, code.shared_bytes);
         functions_[&code] = function;
     } catch (const Error &error) {
-        throw Error(error.status(), message("cannot load kernel ", in_quotes(code.entry), " (", code.target(), ") of op ",
-                                            in_quotes(plan_->ops[candidate.kernel->op].name), ": ", error.what()));
+        throw Error(error.status(),
+                    message("cannot load kernel ", in_quotes(code.entry), " (", code.target(), ") of op ",
+                            in_quotes(plan_->ops[candidate.kernel->op].name), ": ", error.what()));
     }
     for (const KernelArgument &argument : candidate.kernel->arguments)
         if (argument.kind == KernelArgument::Kind::weight)
