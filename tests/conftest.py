@@ -14,7 +14,7 @@ import pytest
 # the time on a busy machine.  It reads this when NumPy is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tests import networks  # noqa: E402
+from tests import networks
 
 ROOT = Path(__file__).resolve().parent.parent
 

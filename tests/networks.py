@@ -8,6 +8,7 @@ path = frozen("valid", tmp_path, seed=3)    # an engine file
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from unet_fast.freeze import freeze
+from unet_fast.fuse import fuse
 from unet_fast.graph import ACTIVATIONS, UPSAMPLINGS, Graph, Node, Normalisation, from_spec
 from unet_fast.spec import UNetSpec
 
@@ -233,14 +235,21 @@ GRAPHS: dict[str, Callable[[int], Graph]] = {"odd": odd_graph}
 NAMES = (*SPECS, *GRAPHS)
 
 
+@functools.cache
 def graph_of(name: str, seed: int = 0) -> Graph:
-    """The network called `name` in `NAMES`, with random weights."""
+    """The network called `name` in `NAMES`, with random weights.  Made once; not to be changed."""
     if name in GRAPHS:
         return GRAPHS[name](seed)
     return from_spec(SPECS[name], random_weights(SPECS[name], seed))
 
 
-def frozen(name: str, folder: Path, seed: int = 0, **options: Any) -> Path:
+@functools.cache
+def fused_of(name: str, seed: int = 0) -> Graph:
+    """Like `graph_of`, fused."""
+    return fuse(graph_of(name, seed))
+
+
+def frozen(name: str, /, folder: Path, seed: int = 0, **options: Any) -> Path:
     """An engine file of the network called `name`; `options` are those of `freeze`."""
     return freeze(graph_of(name, seed), folder / f"{name}.unet", **options)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.networks import NAMES, RONNEBERGER, graph_of, judge, nuclei_graph, random_graph, random_weights
+from tests.networks import NAMES, RONNEBERGER, fused_of, graph_of, judge, nuclei_graph, random_graph, random_weights
 from unet_fast import fuse, reference
 from unet_fast.freeze import relative_error
 from unet_fast.graph import Graph, from_spec
@@ -40,8 +40,7 @@ def kinds(graph: Graph) -> Counter[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fused_equals_plain_and_pytorch(name: str) -> None:
-    graph = graph_of(name, seed=1)
-    fused = fuse.fuse(graph)
+    graph, fused = graph_of(name), fused_of(name)
     check_equal(graph, fused)
     pixels = pixels_for(graph, 2, graph.size_rule.minimum, graph.size_rule.minimum)
     assert relative_error(reference.probability(fused, pixels), judge(graph, pixels)) <= TOLERANCE
@@ -74,11 +73,11 @@ def test_random_graphs_stay_the_same_through_every_rewrite(seed: int) -> None:
     ],
 )
 def test_ops_that_remain(name: str, expected: dict[str, int]) -> None:
-    assert kinds(fuse.fuse(graph_of(name))) == expected
+    assert kinds(fused_of(name)) == expected
 
 
 def test_relunet16_is_18_ops_that_pool_as_they_go() -> None:
-    fused = fuse.fuse(graph_of("relunet16"))
+    fused = fused_of("relunet16")
     assert len(fused.nodes) == 18
     assert [len(node.outputs) for node in fused.nodes] == [1, 2] * 4 + [1] * 9 + [0]
     assert all(node.attributes["activation"] == "relu" for node in fused.nodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.networks import NAMES, graph_of, random_graph
+from tests.networks import NAMES, fused_of, graph_of, random_graph
 from unet_fast.fuse import fuse
 from unet_fast.graph import Graph
 from unet_fast.plan import ALIGNMENT_BYTES, Plan, cost, plan
@@ -36,7 +36,7 @@ def check(planned: Plan) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slots_never_overlap(name: str) -> None:
-    for graph in (graph_of(name), fuse(graph_of(name))):
+    for graph in (graph_of(name), fused_of(name)):
         check(plan(graph))
 
 
@@ -59,7 +59,7 @@ def test_a_tensor_that_nobody_reads_has_a_slot_of_its_own_during_its_op() -> Non
 
 
 def test_the_arena_of_relunet16_is_close_to_the_least_possible() -> None:
-    planned = plan(fuse(graph_of("relunet16")))
+    planned = plan(fused_of("relunet16"))
     arena, bound = planned.arena_bytes(256, 256), planned.lower_bound_bytes(256, 256)
     assert arena % ALIGNMENT_BYTES == 0
     assert bound <= arena <= 1.2 * bound
@@ -69,7 +69,7 @@ def test_the_arena_of_relunet16_is_close_to_the_least_possible() -> None:
 
 def test_costs_of_relunet16() -> None:
     """17 C^2 multiply-adds per pixel of an up_conv, 9 C C' of a convolution, 5.6 GFLOP in all."""
-    fused = fuse(graph_of("relunet16"))
+    fused = fused_of("relunet16")
     costs = {node.name: cost(fused, node, 256, 256) for node in fused.nodes}
     assert costs["decoder0.conv0"].flops == 2 * 256 * 256 * 17 * 16**2
     assert costs["encoder1.conv0"].flops == 2 * 128 * 128 * 9 * 16 * 32
@@ -87,7 +87,7 @@ def test_unfused_costs_more() -> None:
         costs = [cost(graph, node, 256, 256) for node in graph.nodes]
         return sum(spent.flops for spent in costs), sum(spent.bytes for spent in costs)
 
-    flops, moved = total(fuse(graph))
+    flops, moved = total(fused_of("relunet16"))
     plain_flops, plain_moved = total(graph)
     assert flops < 0.95 * plain_flops
     assert moved < 0.5 * plain_moved

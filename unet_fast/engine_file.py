@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,7 +44,7 @@ class EngineFile:
     @property
     def graph(self) -> Graph:
         """The fused graph, every op checked against its inputs and weights; `EngineFileError` where they disagree."""
-        try:
+        with refusing_malformed():
             source = self.document["input"]
             graph = Graph(
                 source["channels"], Normalisation.from_dict(source["normalisation"]), tile=self.document["tile"]
@@ -60,20 +61,25 @@ class EngineFile:
                     if key.startswith(prefix) and "." not in key.removeprefix(prefix)
                 }
                 graph.append(Node(kind, name, inputs, outputs, attributes, tensors))
-        except GraphError as error:
-            raise EngineFileError(f"engine file: {error}") from None
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise EngineFileError(f"engine file: malformed document: {error!r}") from None
         return graph
 
     @property
     def golden(self) -> list[tuple[Array, Array]]:
         """Pairs of image (H, W, C) uint8 and probability (h, w, K) float32."""
-        try:
+        with refusing_malformed():
             pairs = self.document["golden"]
             return [(self.tensors[pair["image"]], self.tensors[pair["probability"]]) for pair in pairs]
-        except (KeyError, TypeError) as error:
-            raise EngineFileError(f"engine file: malformed golden pairs: {error!r}") from None
+
+
+@contextmanager
+def refusing_malformed() -> Iterator[None]:
+    """Inside, a document that lacks something or holds another type than it should is an `EngineFileError`."""
+    try:
+        yield
+    except GraphError as error:
+        raise EngineFileError(f"engine file: {error}") from None
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise EngineFileError(f"engine file: malformed document: {error!r}") from None
 
 
 def op_document(node: Node) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,15 +17,15 @@ import safetensors.numpy
 from . import engine_file, reference
 from .errors import UnsupportedError
 from .fuse import fuse
-from .graph import Array, Graph, Node, from_spec
+from .graph import Array, Graph, from_spec
 from .plan import ELEMENT_BYTES, plan
 from .spec import UNetSpec
 from .tiling import exact_halo
 
 #: Key under which a checkpoint (a safetensors file) carries its spec, as JSON.
 SPEC_KEY = "unet_fast_spec"
-#: Golden images are as small as the network allows, but not below this many pixels a side.
-GOLDEN_SIDE = 64
+#: So many golden pairs, of images as small as the network allows, but not below so many pixels a side.
+GOLDEN_PAIRS, GOLDEN_SIDE = 2, 64
 
 #: What can be frozen: a path to a checkpoint, a (spec, weights) pair, a graph, or a PyTorch module with a `spec`.
 Model: TypeAlias = Any
@@ -70,18 +71,22 @@ def freeze(
     graph = load_graph(model, spec)
     _check_finite(graph)
     fused = fuse(graph)
-    tensors = _weights(fused)
+    weights = _weights(fused)
     document = describe(graph, fused)
     document |= {
         "name": path.stem if name is None else name,
         "precision": precision,
         "output": _output(graph, threshold, class_names, palette),
     }
-    document["golden"], golden = _golden(graph)
-    tensors |= golden
-    document["accuracy"] = _accuracy(fused, tensors, document["golden"], precision)
-    document["kernels"], kernels = _compile(document, targets, precision)
-    return engine_file.write(path, document, tensors | kernels)
+    golden = _golden(graph)
+    document["golden"] = [
+        {"image": f"golden.{index}.image", "probability": f"golden.{index}.probability"}
+        for index in range(GOLDEN_PAIRS)
+    ]
+    document["accuracy"] = _accuracy(fused, weights, golden, precision)
+    shapes = {name: array.shape for name, array in weights.items()}
+    document["kernels"], kernels = _compile(document, shapes, targets, precision)
+    return engine_file.write(path, document, weights | golden | kernels)
 
 
 def load_graph(model: Model, spec: UNetSpec | None = None) -> Graph:
@@ -225,20 +230,18 @@ def golden_image(height: int, width: int, channels: int, seed: int) -> Array:
     return np.round(255 * np.stack(layers, axis=-1)).astype(np.uint8)
 
 
-def _golden(graph: Graph) -> tuple[list[dict[str, str]], dict[str, Array]]:
-    """Two images and what the graph makes of them in float64, before any rewrite."""
+def _golden(graph: Graph) -> dict[str, Array]:
+    """Images and what the graph makes of them in float64, before any rewrite, under their names in the file."""
     side = graph.size_rule.at_least(GOLDEN_SIDE)
-    entries: list[dict[str, str]] = []
     tensors: dict[str, Array] = {}
-    for index in range(2):
+    for index in range(GOLDEN_PAIRS):
         image = golden_image(side, side, graph.channels, seed=index)
-        probability = reference.probability(graph, reference.to_unit(image[None]))[0]
-        if not np.isfinite(probability).all():
+        logits = reference.logits(graph, reference.to_unit(image[None]))
+        if not np.isfinite(logits).all():
             raise ValueError("model: the network gives NaN or infinite values for an ordinary image")
-        entry = {"image": f"golden.{index}.image", "probability": f"golden.{index}.probability"}
-        entries.append(entry)
-        tensors |= {entry["image"]: image, entry["probability"]: probability.astype(np.float32)}
-    return entries, tensors
+        tensors[f"golden.{index}.image"] = image
+        tensors[f"golden.{index}.probability"] = reference.result(graph, logits)[0].astype(np.float32)
+    return tensors
 
 
 def relative_error(values: Array, truth: Array) -> float:
@@ -248,32 +251,30 @@ def relative_error(values: Array, truth: Array) -> float:
 
 
 def _accuracy(
-    fused: Graph, tensors: Mapping[str, Array], golden: list[dict[str, str]], precision: str
+    fused: Graph, weights: Mapping[str, Array], golden: Mapping[str, Array], precision: str
 ) -> dict[str, float]:
-    """Relative error of the fused ops on the golden pairs, weights in float32, then stored in `precision`."""
-    rounded = fused.with_nodes(_as_stored(node, tensors) for node in fused.nodes)
+    """Largest relative error of the fused ops on the golden pairs, with tensors in float32 and in `precision`.
+
+    `ValueError` where values overflow in that precision.
+    """
+    rounded = fused.with_nodes(
+        replace(node, tensors={name: weights[f"{node.name}.{name}"] for name in node.tensors}) for node in fused.nodes
+    )
     accuracy = {}
     for storage in dict.fromkeys(("float32", precision)):
         errors = []
-        for pair in golden:
-            pixels = reference.to_unit(tensors[pair["image"]][None])
-            result = reference.probability(rounded, pixels, storage=storage)[0]
-            errors.append(relative_error(result, tensors[pair["probability"]]))
-        if not all(np.isfinite(errors)):
-            raise ValueError(
-                f'precision "{storage}": values overflow in this network; freeze it with "float32" or "bf16"'
-            )
-        accuracy[storage] = float(f"{max(errors):.3g}")
+        for index in range(GOLDEN_PAIRS):
+            pixels = reference.to_unit(golden[f"golden.{index}.image"][None])
+            logits = reference.logits(rounded, pixels, storage=storage)
+            if not np.isfinite(logits).all():
+                raise ValueError(f'precision "{storage}" is too narrow: values of this network overflow; use "float32"')
+            errors.append(relative_error(reference.result(fused, logits)[0], golden[f"golden.{index}.probability"]))
+        accuracy[storage] = float(f"{max(errors):.1e}")
     return accuracy
 
 
-def _as_stored(node: Node, tensors: Mapping[str, Array]) -> Node:
-    arrays = {name: tensors[f"{node.name}.{name}"] for name in node.tensors}
-    return Node(node.kind, node.name, node.inputs, node.outputs, node.attributes, arrays)
-
-
 def _compile(
-    document: dict[str, Any], targets: Sequence[str], precision: str
+    document: dict[str, Any], shapes: Mapping[str, Sequence[int]], targets: Sequence[str], precision: str
 ) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """GPU kernels of the document for the targets other than "cpu": their entries and tensors of code."""
     if isinstance(targets, str):
@@ -287,5 +288,4 @@ def _compile(
         raise UnsupportedError(
             f"targets: cannot compile for {', '.join(gpus)} here ({error}); install triton, or freeze for ('cpu',)"
         ) from None
-    kernels, code = aot.compile_plan(document, gpus, precision)
-    return kernels, code
+    return aot.compile_plan(document, shapes, gpus, precision)

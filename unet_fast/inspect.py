@@ -23,17 +23,12 @@ def inspect(source: Source) -> str:
     """
     file = engine_file.read(source)
     graph = file.graph
-    element_bytes = ELEMENT_BYTES[file.document["precision"]]
-    return "\n".join(
-        [
-            *_heading(file.document),
-            "",
-            *_table(graph, graph.size_rule.at_least(graph.tile), element_bytes),
-            "",
-            *_memory(graph, graph.size_rule.at_least(graph.tile), element_bytes),
-            *_sections(file),
-        ]
-    )
+    with engine_file.refusing_malformed():
+        side = graph.size_rule.at_least(graph.tile)
+        element_bytes = ELEMENT_BYTES[file.document["precision"]]
+        heading = _heading(file.document)
+        table = _table(graph, side, element_bytes)
+        return "\n".join([*heading, "", *table, "", _memory(graph, side, element_bytes), _sections(file)])
 
 
 def _heading(document: dict[str, Any]) -> list[str]:
@@ -95,17 +90,17 @@ def _numbers(values: Sequence[int]) -> tuple[str, str, str]:
     return f"{flops / 1e6:,.1f}", f"{moved / 1024:,.0f}", f"{weights:,}"
 
 
-def _memory(graph: Graph, side: int, element_bytes: int) -> list[str]:
+def _memory(graph: Graph, side: int, element_bytes: int) -> str:
     planned = plan(graph)
     arena = planned.arena_bytes(side, side, element_bytes) / 2**20
     bound = planned.lower_bound_bytes(side, side, element_bytes) / 2**20
     slots = f"{planned.slots} slots for one image of {side} x {side}"
-    return [f"arena         {arena:.2f} MB in {slots} (lower bound {bound:.2f} MB)"]
+    return f"arena         {arena:.2f} MB in {slots} (lower bound {bound:.2f} MB)"
 
 
-def _sections(file: EngineFile) -> list[str]:
+def _sections(file: EngineFile) -> str:
     sizes = {"weights": 0, "golden pairs": 0, "GPU code": 0}
     for name, array in file.tensors.items():
-        kind = "GPU code" if name.startswith("kernel") else "golden pairs" if name.startswith("golden.") else "weights"
+        kind = "GPU code" if name.startswith("kernel.") else "golden pairs" if name.startswith("golden.") else "weights"
         sizes[kind] += array.nbytes
-    return ["file          " + ", ".join(f"{name} {size / 2**20:.2f} MB" for name, size in sizes.items())]
+    return "file          " + ", ".join(f"{name} {size / 2**20:.2f} MB" for name, size in sizes.items())

@@ -24,7 +24,11 @@ def to_unit(image: Array) -> Array:
 
 def probability(graph: Graph, pixels: Array, **options: Any) -> Array:
     """The result for `pixels` (N, H, W, C) in [0, 1]: (N, h, w, K), sigmoid or softmax over K or the value itself."""
-    values = logits(graph, pixels, **options)
+    return result(graph, logits(graph, pixels, **options))
+
+
+def result(graph: Graph, values: Array) -> Array:
+    """The output function of `graph` on logits (N, h, w, K)."""
     if graph.output == "sigmoid":
         return _sigmoid(values)
     return _softmax(values) if graph.output == "softmax" else values
@@ -44,25 +48,25 @@ def tensors(graph: Graph, pixels: Array, dtype: type = np.float64, storage: str 
         raise GraphError(f"image: height and width must be n with {rule}, got {pixels.shape[1]} x {pixels.shape[2]}")
     stored = _STORAGES[storage]
     values: dict[str, Array] = {IMAGE: np.asarray(pixels, dtype=dtype)}
-    for node in graph.nodes:
-        inputs = [values[name] for name in node.inputs]
-        weights: dict[str, Array] = {}
-        for name, array in node.tensors.items():
-            # Devices keep biases, scales and shifts in float32 whatever the storage.
-            weights[name] = (stored(array) if "weight" in name else array).astype(dtype)
-        if node.kind in ("stem", "normalise"):
-            inputs = [stored(normalised(inputs[0], graph.normalisation))]
-        outputs = _OPS[node.kind](node, weights, *inputs)
-        if not node.outputs:
-            values["logits"] = outputs[0]
-        for name, output in zip(node.outputs, outputs, strict=False):
-            values[name] = stored(output)
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow shows in the result as inf or NaN
+        for node in graph.nodes:
+            inputs = [values[name] for name in node.inputs]
+            weights: dict[str, Array] = {}
+            for name, array in node.tensors.items():
+                # Devices keep biases, scales and shifts in float32 whatever the storage.
+                weights[name] = (stored(array) if "weight" in name else array).astype(dtype)
+            if node.kind in ("stem", "normalise"):
+                inputs = [stored(normalised(inputs[0], graph.normalisation))]
+            outputs = _OPS[node.kind](node, weights, *inputs)
+            if not node.outputs:
+                values["logits"] = outputs[0]
+            for name, output in zip(node.outputs, outputs, strict=False):
+                values[name] = stored(output)
     return values
 
 
 def _round_fp16(x: Array) -> Array:
-    with np.errstate(over="ignore"):  # an overflow shows in the result as inf or NaN
-        return x.astype(np.float16).astype(x.dtype)
+    return x.astype(np.float16).astype(x.dtype)
 
 
 def _round_bf16(x: Array) -> Array:
