@@ -1,0 +1,280 @@
+"""What a user would pick instead of unet_fast: each runs the same network, with its settings fixed and written down.
+
+Contestants get the batch as float32 in [0, 1] in the layout that they like best and return raw logits; unet_fast is
+timed from uint8 pixels to the mask.  So they are spared the normalisation and the threshold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.workloads import Network, relative_error
+
+#: Largest relative error of the logits against float64 with which a contestant still takes part.
+TOLERANCES = {"float32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
+
+
+class Absent(Exception):
+    """A contestant that cannot take part; the message says why and how to change that."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a contestant is built for."""
+
+    network: Network
+    batch: int
+    precision: str
+    threads: int
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A prepared one.  `run` computes the batch; `settings` says how, for people; `error` is that of its logits."""
+
+    name: str
+    settings: str
+    run: Callable[[], Any]
+    error: float
+
+
+def prepare(case: Case, names: list[str]) -> tuple[list[Contestant], dict[str, str]]:
+    """The contestants of `names` that can take part in `case`, each checked, and why the others cannot."""
+    ready, left_out = [], {}
+    truth = case.network.batch_logits(case.batch).transpose(0, 3, 1, 2)
+    for name in names:
+        try:
+            _check_device(case, name)
+            with _quiet():
+                settings, run = BUILDERS[name](case)
+                error = relative_error(np.asarray(run()).reshape(truth.shape), truth)
+        except Absent as reason:
+            left_out[name] = str(reason)
+            continue
+        except Exception as failure:  # other people's software: whatever it throws keeps it out, not us
+            left_out[name] = f"failed: {type(failure).__name__}: {failure}".splitlines()[0][:200]
+            continue
+        if error <= TOLERANCES[case.precision]:
+            ready.append(Contestant(name, settings, run, error))
+        else:
+            left_out[name] = f"wrong: relative error {error:.1e}, allowed {TOLERANCES[case.precision]:.0e}"
+    return ready, left_out
+
+
+#: Precisions of a contestant by device; what is not listed cannot take part.
+_PRECISIONS = {
+    ("PyTorch", "cpu"): ("float32", "bf16"),
+    ("torch.compile", "cpu"): ("float32", "bf16"),
+    ("PyTorch", "cuda"): ("float32", "bf16", "fp16"),
+    ("torch.compile", "cuda"): ("float32", "bf16", "fp16"),
+    ("ONNX Runtime", "cpu"): ("float32",),
+    ("OpenVINO", "cpu"): ("float32", "bf16"),
+    ("ncnn", "cpu"): ("float32", "bf16"),
+    ("MNN", "cpu"): ("float32", "bf16"),
+}
+
+
+def _check_device(case: Case, name: str) -> None:
+    precisions = _PRECISIONS.get((name, case.device), ())
+    if case.precision not in precisions:
+        raise Absent(f"has no {case.precision} on {case.device} here")
+
+
+def _torch_eager(case: Case) -> tuple[str, Callable[[], Any]]:
+    model, pixels = _torch_network(case)
+    return f"eager, channels-last, {_place(case)}", _torch_run(model, pixels)
+
+
+def _torch_compile(case: Case) -> tuple[str, Callable[[], Any]]:
+    model, pixels = _torch_network(case)
+    torch._dynamo.reset()
+    mode = "max-autotune" if case.device == "cuda" else "default"  # with CUDA graphs
+    compiled = torch.compile(model, dynamic=False, mode=mode)
+    return f"torch.compile, {mode}, channels-last, {_place(case)}", _torch_run(compiled, pixels)
+
+
+def _torch_run(model: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> Callable[[], Any]:
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(pixels).float().cpu().numpy()
+
+    return run
+
+
+def _torch_network(case: Case) -> tuple[torch.nn.Module, torch.Tensor]:
+    if case.device == "cuda" and not torch.cuda.is_available():
+        raise Absent("this PyTorch has no CUDA")
+    torch.set_num_threads(case.threads)
+    form: dict[str, Any] = {
+        "dtype": {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[case.precision],
+        "device": case.device,
+        "memory_format": torch.channels_last,
+    }
+    return copy.deepcopy(case.network.torch_model).to(**form), case.network.pixels(case.batch).to(**form)
+
+
+def _place(case: Case) -> str:
+    return f"{case.threads} threads" if case.device == "cpu" else torch.cuda.get_device_name()
+
+
+def _onnxruntime(case: Case) -> tuple[str, Callable[[], Any]]:
+    onnxruntime = _import("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = case.threads
+    session = onnxruntime.InferenceSession(_onnx_file(case), options, providers=["CPUExecutionProvider"])
+    pixels = case.network.pixels(case.batch).numpy()
+    return f"CPU provider, all optimisations, {case.threads} threads", lambda: session.run(None, {"image": pixels})[0]
+
+
+def _openvino(case: Case) -> tuple[str, Callable[[], Any]]:
+    openvino = _import("openvino")
+    config = {
+        "INFERENCE_NUM_THREADS": case.threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32" if case.precision == "float32" else "bf16",
+    }
+    request = openvino.Core().compile_model(_onnx_file(case), "CPU", config).create_infer_request()
+    pixels = openvino.Tensor(case.network.pixels(case.batch).numpy(), shared_memory=True)
+
+    def run() -> Any:
+        request.infer([pixels], share_inputs=True)
+        return request.get_output_tensor(0).data
+
+    return f"latency hint, {config['INFERENCE_PRECISION_HINT']}, {case.threads} threads", run
+
+
+def _ncnn(case: Case) -> tuple[str, Callable[[], Any]]:
+    ncnn = _import("ncnn")
+    base = case.network.folder / f"{case.network.name}-ncnn"
+    if not base.with_suffix(".param").exists():
+        _convert_to_ncnn(case, base)
+    net = ncnn.Net()
+    net.opt.num_threads = case.threads
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = case.precision == "bf16"
+    net.load_param(str(base.with_suffix(".param")))
+    net.load_model(str(base.with_suffix(".bin")))
+    images = [ncnn.Mat(image).clone() for image in case.network.pixels(case.batch).numpy()]
+
+    def run() -> Any:
+        results = []
+        for image in images:  # ncnn has no batches
+            extractor = net.create_extractor()
+            extractor.input("in0", image)
+            results.append(np.array(extractor.extract("out0")[1]))
+        return np.stack(results)
+
+    storage = "bf16 storage" if case.precision == "bf16" else "fp16 and bf16 off"
+    return f"through pnnx, Winograd, {storage}, {case.threads} threads, image by image", run
+
+
+def _mnn(case: Case) -> tuple[str, Callable[[], Any]]:
+    _import("MNN")
+    import MNN.expr as expr
+    import MNN.nn as nn
+
+    path = _onnx_file(case).removesuffix(".onnx") + ".mnn"
+    if not os.path.exists(path):
+        _run([sys.executable, "-m", "MNN.tools.mnnconvert", "-f", "ONNX", "--modelFile", path.replace(".mnn", ".onnx"),
+              "--MNNModel", path, "--bizCode", "bench"])  # fmt: skip
+    precision = "normal" if case.precision == "float32" else "low_bf16"
+    runtime = nn.create_runtime_manager(({"backend": "CPU", "numThread": case.threads, "precision": precision},))
+    network = nn.load_module_from_file(path, ["image"], ["logits"], runtime_manager=runtime)
+    pixels = case.network.pixels(case.batch).numpy()
+    image = expr.convert(expr.const(pixels, list(pixels.shape), expr.NCHW), expr.NC4HW4)
+
+    def run() -> Any:
+        return expr.convert(network.forward([image])[0], expr.NCHW).read()
+
+    return f"precision {precision}, {case.threads} threads", run
+
+
+#: In the order of the tables; where they come from stands in the extra [bench] of pyproject.toml.
+BUILDERS: dict[str, Callable[[Case], tuple[str, Callable[[], Any]]]] = {
+    "PyTorch": _torch_eager,
+    "torch.compile": _torch_compile,
+    "ONNX Runtime": _onnxruntime,
+    "OpenVINO": _openvino,
+    "ncnn": _ncnn,
+    "MNN": _mnn,
+}
+#: Ready in seconds, for --quick.
+QUICK = ["PyTorch", "ONNX Runtime"]
+
+
+def _import(package: str) -> Any:
+    if importlib.util.find_spec(package) is None:
+        raise Absent(f"not installed; pip install '.[bench]' or pip install {package}")
+    return importlib.import_module(package)
+
+
+def _onnx_file(case: Case) -> str:
+    """The network as ONNX for this batch, made once."""
+    path = case.network.folder / f"{case.network.name}-batch{case.batch}.onnx"
+    if not path.exists():
+        _import("onnxscript")
+        pixels = case.network.pixels(case.batch)
+        torch.onnx.export(
+            case.network.torch_model,
+            (pixels,),
+            str(path),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    return str(path)
+
+
+def _convert_to_ncnn(case: Case, base: Any) -> None:
+    """TorchScript through pnnx to BASE.param and BASE.bin, with float32 weights."""
+    _import("pnnx")
+    import pnnx
+
+    pixels = case.network.pixels(1)
+    script = base.with_suffix(".pt")
+    torch.jit.trace(case.network.torch_model, pixels).save(str(script))
+    shape = ",".join(map(str, pixels.shape))
+    _run([pnnx.EXEC_PATH, str(script), f"inputshape=[{shape}]", "fp16=0", f"ncnnparam={base}.param",
+          f"ncnnbin={base}.bin"])  # fmt: skip
+
+
+def _run(command: list[str]) -> None:
+    """Runs a converter, whose output is shown only if it fails."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {(result.stderr or result.stdout)[-300:]}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Sends what converters and runtimes print to nowhere, from C too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, descriptor in enumerate(saved, start=1):
+            os.dup2(descriptor, target)
+            os.close(descriptor)
+        os.close(nowhere)

@@ -1,0 +1,118 @@
+"""The guard: is a row slower than its baseline?
+
+A row keeps, for each round, the seconds of the engine divided by the seconds of the reference workload beside it
+(`machine.Native.reference`), so that a slow hour divides out.  Compared are the medians of these ratios:
+
+    change = median(now) / median(baseline), with a bootstrap interval over both
+
+    fails    the whole interval is above 1.10
+    slower   the whole interval is above 1.03: reported, and no failure
+    faster   the whole interval is below 0.97
+    same     anything else
+
+So a slow-down by a tenth is found (as "slower", at least), and what fails has certainly lost more than a tenth.
+tests/test_bench.py checks this on noise recorded from a real machine in results/noise.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_fast.bench import Interval, resampled_medians
+
+RESULTS = Path(__file__).parent / "results"
+#: Changes that count.  Two runs of the same program differ by up to about 3 % in where their memory happens to lie,
+#: which no number of rounds averages out; so less than that is no finding.
+FAILS_ABOVE = 1.10
+FOUND_ABOVE = 1.03
+#: A session judges dozens of rows, so each with more certainty than the usual 95 %.
+CONFIDENCE = 0.99
+DEFAULT_BASELINE = "main"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`change` is now over baseline: 1.2 is a fifth slower."""
+
+    outcome: str
+    change: Interval
+
+    def __str__(self) -> str:
+        percent = [100 * (value - 1) for value in self.change]
+        return f"{self.outcome}: {percent[0]:+.1f} % (99 % interval {percent[1]:+.1f} .. {percent[2]:+.1f})"
+
+
+def compare(baseline: Sequence[float], now: Sequence[float]) -> Verdict:
+    """Judges the ratios of one row, see above."""
+    resampled = resampled_medians(now, seed=1) / resampled_medians(baseline, seed=2)
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    change = Interval(float(np.median(now) / np.median(baseline)), float(low), float(high))
+    if low > FAILS_ABOVE:
+        return Verdict("fails", change)
+    if low > FOUND_ABOVE:
+        return Verdict("slower", change)
+    return Verdict("faster" if high < 2 - FOUND_ABOVE else "same", change)
+
+
+class Baseline:
+    """Ratios by row of an earlier run on this class of machine."""
+
+    def __init__(self, rows: dict[str, list[float]], about: dict[str, Any]) -> None:
+        self.rows = rows
+        self.about = about
+
+    @staticmethod
+    def path(name: str, machine_class: str) -> Path:
+        """Where a baseline is kept: a path as it is given, else a file under results/."""
+        return Path(name) if name.endswith(".json") else RESULTS / f"baseline-{machine_class}-{name}.json"
+
+    @classmethod
+    def load(cls, path: Path) -> Baseline:
+        stored = json.loads(path.read_text())
+        return cls(stored["rows"], stored["about"])
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = {name: [float(f"{ratio:.4g}") for ratio in ratios] for name, ratios in sorted(self.rows.items())}
+        path.write_text(json.dumps({"about": self.about, "rows": rows}, indent=1, sort_keys=True) + "\n")
+
+
+def explanation(row: str, verdict: Verdict, baseline: Baseline, now: dict[str, list[float]]) -> str:
+    """What a failure prints: the verdict, both distributions, and the op that moved most."""
+    before, after = baseline.rows[row], now[row]
+    lines = [
+        f"{row} {verdict}",
+        "time over that of the reference workload, baseline above, now below:",
+        *_histograms(before, after),
+    ]
+    moved = {
+        name: compare(baseline.rows[name], ratios).change.value
+        for name, ratios in now.items()
+        if name.startswith("op/") and name in baseline.rows
+    }
+    if moved:
+        worst = max(moved, key=lambda name: moved[name])
+        lines.append(f"the op that moved most: {worst.removeprefix('op/')}, {100 * (moved[worst] - 1):+.1f} %")
+    else:
+        lines.append("no single ops were measured in both runs; run all of bench/ to see which one moved")
+    return "\n".join(lines)
+
+
+def _histograms(before: Sequence[float], after: Sequence[float], bins: int = 48) -> list[str]:
+    """Both distributions over one axis, as a line of blocks each."""
+    low, high = np.percentile([*before, *after], [1, 99])
+    edges = np.linspace(low, max(high, low * 1.001), bins + 1)
+    lines = []
+    for name, values in (("baseline", before), ("now", after)):
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+        bars = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // max(counts))] for count in counts)
+        lines.append(f"  {name:8}  |{bars}|  median {np.median(values):.3f}, {len(values)} rounds")
+    lines.append(f"  {'':8}   {low:<10.3f}{'':{bins - 20}}{edges[-1]:>10.3f}")
+    return lines

@@ -1,0 +1,270 @@
+/* What the benchmarks need in C: the machine's ceilings, the reference workload of the guard, and the cost of a call of
+ * the C API without Python.  Built by machine.py with -O3 -march=native and loaded with ctypes.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../csrc/include/unet_fast.h"
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+typedef float vector __attribute__((vector_size(VECTOR_BYTES)));
+
+/* Independent sums, enough to hide the latency of a multiply-add (4 to 5 cycles, two per cycle) and few enough to stay
+ * in the 16 registers of AVX2 together with the two factors. */
+enum { SUMS = 12, LARGEST_THREADS = 256 };
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* One thread's share of a job: part `part` of `parts`. */
+typedef struct share {
+    void (*work)(const struct share *);
+    int part, parts;
+    int64_t repeats, elements;
+    float *a;
+    const float *b, *c;
+} share;
+
+static void *run_share(void *argument) {
+    const share *mine = argument;
+    mine->work(mine);
+    return NULL;
+}
+
+/* Seconds that `threads` threads take for `job`, or -1. */
+static double run_on_threads(share job, int threads) {
+    pthread_t handles[LARGEST_THREADS];
+    share shares[LARGEST_THREADS];
+    if (threads < 1 || threads > LARGEST_THREADS) {
+        return -1;
+    }
+    const double start = now();
+    int started = 1; /* part 0 is the caller's */
+    for (; started < threads; ++started) {
+        shares[started] = job;
+        shares[started].part = started;
+        if (pthread_create(&handles[started], NULL, run_share, &shares[started]) != 0) {
+            break;
+        }
+    }
+    job.part = 0;
+    job.work(&job);
+    for (int i = 1; i < started; ++i) {
+        pthread_join(handles[i], NULL);
+    }
+    return started == threads ? now() - start : -1;
+}
+
+/* -- peak arithmetic: chains of multiply-adds in registers ----------------------------------------------------------- */
+
+static volatile float sink; /* keeps results, and with them the work, alive */
+
+static void multiply_add_float32(const share *job) {
+    vector sums[SUMS], factor = {0}, term = {0};
+    for (int i = 0; i < SUMS; ++i) {
+        sums[i] = (vector){0} + (float)i;
+    }
+    factor += 0.999f; /* the sums stay finite and normal */
+    term += 0.001f;
+    for (int64_t n = 0; n < job->repeats; ++n) {
+        for (int i = 0; i < SUMS; ++i) {
+            sums[i] = sums[i] * factor + term;
+        }
+    }
+    for (int i = 1; i < SUMS; ++i) {
+        sums[0] += sums[i];
+    }
+    sink = sums[0][0];
+}
+
+#if defined(__AVX512BF16__)
+static void multiply_add_bf16(const share *job) {
+    __m512 sums[SUMS];
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+    for (int i = 0; i < SUMS; ++i) {
+        sums[i] = _mm512_set1_ps((float)i);
+    }
+    for (int64_t n = 0; n < job->repeats; ++n) {
+        for (int i = 0; i < SUMS; ++i) {
+            sums[i] = _mm512_dpbf16_ps(sums[i], ones, ones);
+        }
+    }
+    for (int i = 1; i < SUMS; ++i) {
+        sums[0] = _mm512_add_ps(sums[0], sums[i]);
+    }
+    sink = _mm512_cvtss_f32(sums[0]);
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+static void multiply_add_int8(const share *job) {
+    __m512i sums[SUMS];
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int i = 0; i < SUMS; ++i) {
+        sums[i] = _mm512_set1_epi32(i);
+    }
+    for (int64_t n = 0; n < job->repeats; ++n) {
+        for (int i = 0; i < SUMS; ++i) {
+            sums[i] = _mm512_dpbusd_epi32(sums[i], ones, ones);
+        }
+    }
+    for (int i = 1; i < SUMS; ++i) {
+        sums[0] = _mm512_add_epi32(sums[0], sums[i]);
+    }
+    sink = (float)_mm512_cvtsi512_si32(sums[0]);
+}
+#endif
+
+/* Operations per second (2 per multiply-add) of "float32", "bf16" or "int8" on `threads` threads; 0 where this CPU has no
+ * instruction for it, below 0 if threads cannot be had. */
+double peak_operations(const char *precision, int threads, int64_t repeats) {
+    share job = {multiply_add_float32, 0, threads, repeats, 0, NULL, NULL, NULL};
+    double operations = 2.0 * VECTOR_BYTES / sizeof(float);
+    if (strcmp(precision, "bf16") == 0) {
+#if defined(__AVX512BF16__)
+        job.work = multiply_add_bf16;
+        operations = 2.0 * 32;
+#else
+        return 0;
+#endif
+    } else if (strcmp(precision, "int8") == 0) {
+#if defined(__AVX512VNNI__)
+        job.work = multiply_add_int8;
+        operations = 2.0 * 64;
+#else
+        return 0;
+#endif
+    } else if (strcmp(precision, "float32") != 0) {
+        return 0;
+    }
+    return operations * SUMS * (double)repeats * threads / run_on_threads(job, threads);
+}
+
+/* -- memory bandwidth ------------------------------------------------------------------------------------------------ */
+
+static void triad(const share *job) {
+    const int64_t first = job->elements * job->part / job->parts, last = job->elements * (job->part + 1) / job->parts;
+    float *restrict a = job->a;
+    for (int64_t i = first; i < last; ++i) {
+        a[i] = job->b[i] + 0.5f * job->c[i];
+    }
+}
+
+/* Seconds for a[i] = b[i] + c[i] / 2 over `elements` floats. */
+double triad_seconds(float *a, const float *b, const float *c, int64_t elements, int threads) {
+    return run_on_threads((share){triad, 0, threads, 1, elements, a, b, c}, threads);
+}
+
+/* -- the reference workload ------------------------------------------------------------------------------------------
+ * A 3x3 convolution of 16 to 16 channels over 256 x 256 pixels, in plain C: it uses the arithmetic, the caches and the
+ * threads of the machine as the first stage of a U-Net does, and no line of the runtime. */
+
+enum { SIDE = 256, CHANNELS = 16, PADDED = SIDE + 2, PIXELS = 4 };
+
+/* The compiler splits it into the vectors that the CPU has. */
+typedef float row16 __attribute__((vector_size(CHANNELS * sizeof(float))));
+
+static float source[PADDED][PADDED][CHANNELS];
+static row16 result[SIDE][SIDE], weights[9][CHANNELS];
+
+static void convolve(const share *job) {
+    for (int64_t n = 0; n < job->repeats; ++n) {
+        for (int y = SIDE * job->part / job->parts; y < SIDE * (job->part + 1) / job->parts; ++y) {
+            for (int x = 0; x < SIDE; x += PIXELS) {
+                row16 sums[PIXELS] = {{0}};
+                for (int tap = 0; tap < 9; ++tap) {
+                    for (int in = 0; in < CHANNELS; ++in) {
+                        for (int pixel = 0; pixel < PIXELS; ++pixel) {
+                            sums[pixel] += source[y + tap / 3][x + pixel + tap % 3][in] * weights[tap][in];
+                        }
+                    }
+                }
+                for (int pixel = 0; pixel < PIXELS; ++pixel) {
+                    result[y][x + pixel] = sums[pixel];
+                }
+            }
+        }
+    }
+    sink = result[SIDE / 2][SIDE / 2][0];
+}
+
+/* Seconds for `repeats` passes on `threads` threads, or -1. */
+double reference_seconds(int threads, int64_t repeats) {
+    if (source[1][1][0] == 0) {
+        for (size_t i = 0; i < sizeof source / sizeof(float); ++i) {
+            ((float *)source)[i] = 0.5f + (float)(i % 7) / 7;
+        }
+        for (size_t i = 0; i < sizeof weights / sizeof(float); ++i) {
+            ((float *)weights)[i] = (float)(i % 5) / 5;
+        }
+    }
+    return run_on_threads((share){convolve, 0, threads, repeats, 0, NULL, NULL, NULL}, threads);
+}
+
+/* -- a call of the C API --------------------------------------------------------------------------------------------- */
+
+/* The seconds of `rounds` calls of uf_segment and of uf_enqueue, in turns, for one uint8 image of height x width x
+ * channels.  `library` is the path of libunet_fast.so.  Returns 0, else `message` says what failed. */
+int time_c_api(const char *library, const char *engine_path, const uf_options *options, const uint8_t *pixels, int height,
+               int width, int channels, uint8_t *mask, int rounds, double *segment_seconds, double *enqueue_seconds,
+               char *message, size_t message_bytes) {
+    void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+    if (handle == NULL) {
+        snprintf(message, message_bytes, "%s", dlerror());
+        return 1;
+    }
+    uf_status (*open_engine)(const char *, const uf_options *, uf_engine **) = dlsym(handle, "uf_engine_open");
+    uf_status (*create)(uf_engine *, int32_t, int32_t, int32_t, uf_context **) = dlsym(handle, "uf_context_create");
+    uf_status (*segment)(uf_engine *, const uf_image *, const uf_run_options *, uf_output *) = dlsym(handle, "uf_segment");
+    uf_status (*enqueue)(uf_context *, const uf_image *, float, uf_output *, void *) = dlsym(handle, "uf_enqueue");
+    const char *(*last_error)(void) = dlsym(handle, "uf_last_error");
+    void (*destroy)(uf_context *) = dlsym(handle, "uf_context_destroy");
+    void (*close_engine)(uf_engine *) = dlsym(handle, "uf_engine_close");
+
+    uf_engine *engine = NULL;
+    uf_context *context = NULL;
+    uf_image image = {.struct_size = sizeof image, .data = pixels, .dtype = UF_UINT8, .height = height, .width = width};
+    uf_output output = {.struct_size = sizeof output, .data = mask, .dtype = UF_UINT8};
+    const uf_run_options run = {.struct_size = sizeof run, .tiling = UF_TILING_NONE};
+    image.channels = channels;
+    uf_status status = open_engine(engine_path, options, &engine);
+    if (status == UF_OK) {
+        status = create(engine, 1, height, width, &context);
+    }
+    for (int i = -1; i < rounds && status == UF_OK; ++i) { /* round -1 warms up */
+        const double start = now();
+        status = segment(engine, &image, &run, &output);
+        const double between = now();
+        if (status == UF_OK) {
+            status = enqueue(context, &image, 0, &output, NULL);
+        }
+        if (i >= 0) {
+            segment_seconds[i] = between - start;
+            enqueue_seconds[i] = now() - between;
+        }
+    }
+    if (status != UF_OK) {
+        snprintf(message, message_bytes, "%s", last_error());
+    }
+    destroy(context);
+    close_engine(engine);
+    dlclose(handle);
+    return (int)status;
+}
