@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import safetensors
@@ -29,6 +29,7 @@ GOLDEN_PAIRS, GOLDEN_SIDE = 2, 64
 
 #: What can be frozen: a path to a checkpoint, a (spec, weights) pair, a graph, or a PyTorch module with a `spec`.
 Model: TypeAlias = Any
+Precision: TypeAlias = Literal["float32", "bf16", "fp16"]
 
 
 def freeze(
@@ -37,7 +38,7 @@ def freeze(
     *,
     spec: UNetSpec | None = None,
     targets: Sequence[str] = ("cpu",),
-    precision: str = "fp16",
+    precision: Precision = "fp16",
     name: str | None = None,
     threshold: float = 0.5,
     class_names: Sequence[str] = (),
@@ -251,7 +252,7 @@ def relative_error(values: Array, truth: Array) -> float:
 
 
 def _accuracy(
-    fused: Graph, weights: Mapping[str, Array], golden: Mapping[str, Array], precision: str
+    fused: Graph, weights: Mapping[str, Array], golden: Mapping[str, Array], precision: Precision
 ) -> dict[str, float]:
     """Largest relative error of the fused ops on the golden pairs, with tensors in float32 and in `precision`.
 
@@ -260,21 +261,23 @@ def _accuracy(
     rounded = fused.with_nodes(
         replace(node, tensors={name: weights[f"{node.name}.{name}"] for name in node.tensors}) for node in fused.nodes
     )
-    accuracy = {}
+    accuracy: dict[str, float] = {}
     for storage in dict.fromkeys(("float32", precision)):
         errors = []
         for index in range(GOLDEN_PAIRS):
             pixels = reference.to_unit(golden[f"golden.{index}.image"][None])
             logits = reference.logits(rounded, pixels, storage=storage)
             if not np.isfinite(logits).all():
-                raise ValueError(f'precision "{storage}" is too narrow: values of this network overflow; use "float32"')
+                raise ValueError(
+                    f'precision "{storage}" is too narrow: values of this network overflow; use "bf16" or "float32"'
+                )
             errors.append(relative_error(reference.result(fused, logits)[0], golden[f"golden.{index}.probability"]))
         accuracy[storage] = float(f"{max(errors):.1e}")
     return accuracy
 
 
 def _compile(
-    document: dict[str, Any], shapes: Mapping[str, Sequence[int]], targets: Sequence[str], precision: str
+    document: dict[str, Any], shapes: Mapping[str, Sequence[int]], targets: Sequence[str], precision: Precision
 ) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     """GPU kernels of the document for the targets other than "cpu": their entries and tensors of code."""
     if isinstance(targets, str):

@@ -252,8 +252,7 @@ class Graph:
             raise GraphError(f"{name}: the output must be one of {', '.join(OUTPUTS)}, got {output!r}")
         self.output = output
         self.append(Node("output", name, (x,), ()))
-        self.margin  # noqa: B018 - checks that the output has the image's resolution
-        self.size_rule  # noqa: B018 - checks that some image size fits
+        _ = self.margin, self.size_rule  # these raise where the resolution is not the image's, or where no size fits
         return self
 
     def with_nodes(self, nodes: Iterable[Node]) -> Graph:
@@ -630,5 +629,4 @@ def from_spec(spec: UNetSpec, weights: Mapping[str, Array]) -> Graph:
         channels = spec.width(level)
     x = conv("head", x, channels, spec.classes, 1, (0, 0, 0, 0))
     source.finish()
-    assert isinstance(spec.output, str)
     return graph.finish(x, spec.output)
