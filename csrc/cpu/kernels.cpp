@@ -157,7 +157,7 @@ template <class Number, int Q> void conv_row_of(const ConvRow &row) {
 
 template <class Number> void conv_row(const ConvRow &row) { conv_row_of<Number, widest>(row); }
 
-inline Vector larger(Vector a, Vector b) { return (a > b) | (a != a) ? a : b; }
+inline Vector larger(Vector a, Vector b) { return ((a > b) | (a != a)) ? a : b; }
 
 template <class Number> void pool_row(const PoolRow &row) {
     for (int64_t pixel = 0; pixel < row.pixels; ++pixel) {
