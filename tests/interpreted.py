@@ -1,7 +1,7 @@
-"""Runs ops of a plan as their Triton kernels, in Triton's interpreter, launched from nothing but what the engine file says.
+"""Runs ops of a plan as their Triton kernels in Triton's interpreter, launched from what the engine file says alone.
 
-`Interpreter` is a process of its own, since Triton reads TRITON_INTERPRET when it is imported.  `run` there does what the
-CUDA executor does: it packs weights, evaluates grids, builds argument lists and launches step after step.
+`Interpreter` is a process of its own, since Triton reads TRITON_INTERPRET when it is imported.  `run` there does what
+the CUDA executor does: it packs weights, evaluates grids, builds argument lists and launches step after step.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ class _Device:
         self.case = case
         self.dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
         self.described = {buffer["name"]: buffer for buffer in case.document["buffers"]}
-        self.memory = {name: torch.from_numpy(value).to(self.dtypes[case.precision]) for name, value in case.buffers.items()}
+        self.memory = {
+            name: torch.from_numpy(value).to(self.dtypes[case.precision]) for name, value in case.buffers.items()
+        }
         self.written: list[str] = []
         self.result: Any = None
         if case.image is not None:
@@ -189,7 +191,9 @@ class _Device:
         if kind == "buffer":
             return self.memory[case.document["buffers"][argument["buffer"]]["name"]]
         if kind == "weight":
-            value = torch.from_numpy(np.asarray(case.tensors[argument["tensor"]], np.float32)).reshape(argument["shape"])
+            value = torch.from_numpy(np.asarray(case.tensors[argument["tensor"]], np.float32)).reshape(
+                argument["shape"]
+            )
             packed = torch.zeros(argument["pad_to"])
             packed[tuple(slice(0, n) for n in argument["shape"])] = value
             return packed.to(self.dtypes[argument["dtype"]])

@@ -1,8 +1,8 @@
 """Every GPU kernel, with every flag, in Triton's interpreter, against PyTorch in float64.
 
-Shapes are odd, smaller and larger than a tile, batches hold two images, outputs are poisoned with NaN first, and inputs
-and weights are rounded to the precision before PyTorch sees them.  What then differs is the order of float32 sums and one
-rounding at the store, hence `TOLERANCE`, relative to the largest value.  The last tests run whole networks.
+Shapes are odd, smaller and larger than a tile, batches hold two images, outputs are poisoned with NaN first, and
+inputs and weights are rounded to the precision before PyTorch sees them.  What then differs is the order of float32
+sums and one rounding at the store, hence `TOLERANCE`, relative to the largest value.  The last tests run networks.
 """
 
 from __future__ import annotations
@@ -57,10 +57,12 @@ def assert_close(name: str, actual: Array, expected: Array, tolerance: float) ->
     wrong = ~(np.abs(actual - expected) <= limit)
     if wrong.any():
         first = tuple(int(i) for i in np.argwhere(wrong)[0])
-        pytest.fail(f"{name}: {wrong.sum()} of {wrong.size} differ, first {first}: {actual[first]} not {expected[first]}")
+        pytest.fail(
+            f"{name}: {wrong.sum()} of {wrong.size} differ, first {first}: {actual[first]} not {expected[first]}"
+        )
 
 
-# -- building cases ------------------------------------------------------------------------------------------------------
+# -- building cases ----------------------------------------------------------------------------------------------------
 
 
 class Plan:
@@ -132,8 +134,9 @@ def act(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def conv(
-    height: int, width: int, inputs: int, outputs: int, kernel: tuple[int, int] = (3, 3), padding: list[int] | None = None,
-    activation: str = "relu", pool: bool = False, precision: str = "float32", **options: Any,
+    height: int, width: int, inputs: int, outputs: int, kernel: tuple[int, int] = (3, 3),
+    padding: list[int] | None = None, activation: str = "relu", pool: bool = False, precision: str = "float32",
+    **options: Any,
 ) -> Builder:  # fmt: skip
     padding = [1, 1, 1, 1] if padding is None else padding
 
@@ -185,8 +188,10 @@ def stem(
     def build(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
         plan = Plan(random, precision)
         height, width, whole = 10, 18, dtype != "float32"
-        pixels = random.integers(0, np.iinfo(dtype).max, (2, height, width, channels)) if whole else random.random(
-            (2, height, width, channels)
+        pixels = (
+            random.integers(0, np.iinfo(dtype).max, (2, height, width, channels))
+            if whole
+            else random.random((2, height, width, channels))
         )
         transform = random.uniform(0.5, 2, (2, 2, 4)).astype(np.float32)
         transform[:, 0] /= float(np.iinfo(dtype).max) if whole else 1.0
@@ -227,7 +232,10 @@ def up_conv(
         height, width = size
         a = plan.input("low", height, width, low)
         b = plan.input("skip", 2 * height + 3 * crop[0], 2 * width + 2 * crop[1], skip)
-        weight_up, weight_skip = plan.weight("weight_up", 2, 2, outputs, 2, 2, low), plan.weight("weight_skip", outputs, 3, 3, skip)
+        weight_up, weight_skip = (
+            plan.weight("weight_up", 2, 2, outputs, 2, 2, low),
+            plan.weight("weight_skip", outputs, 3, 3, skip),
+        )
         bias = plan.weight("bias", 3, 3, outputs)
         rows, columns = 2 * height - 2 + 2 * padding, 2 * width - 2 + 2 * padding
         y = torch.empty(2, outputs, rows, columns, dtype=torch.float64)
@@ -242,7 +250,13 @@ def up_conv(
         r, c = ([0] + [1] * (n - 2) + [2] if padding else [1] * n for n in (rows, columns))
         y = act(y + bias[r][:, c].permute(2, 0, 1), activation)
         plan.output("y", rows, columns, outputs)
-        op = {"op": "up_conv", "inputs": ["low", "skip"], "outputs": ["y"], "padding": [padding] * 4, "crop": list(crop)}
+        op = {
+            "op": "up_conv",
+            "inputs": ["low", "skip"],
+            "outputs": ["y"],
+            "padding": [padding] * 4,
+            "crop": list(crop),
+        }
         return plan.case(op | {"activation": activation, "slope": 0.2}, **options), {"y": nhwc(y)}
 
     return build
@@ -328,7 +342,14 @@ def head(
         logits = torch.einsum("nohw,ko->nkhw", hidden, last) + plan.weight("head_bias", classes)[:, None, None]
         # Between two logits that occur, so that no rounding decides.
         threshold = float(logits.flatten().sort()[0].unfold(0, 2, 1).mean(1)[logits.numel() // 3])
-        op = {"op": "head", "inputs": ["x"], "kernel": [kernel] * 2, "padding": padding, "activation": activation, "slope": 0.2}
+        op = {
+            "op": "head",
+            "inputs": ["x"],
+            "kernel": [kernel] * 2,
+            "padding": padding,
+            "activation": activation,
+            "slope": 0.2,
+        }
         case = plan.case(
             op, {"kind": kind, "channels": classes}, result="mask" if mask else "probability", threshold=threshold,
             row_gap=3, **options,
@@ -338,7 +359,13 @@ def head(
     return build
 
 
-KINDS = [("sigmoid", 1, False), ("sigmoid", 1, True), ("softmax", 5, False), ("softmax", 5, True), ("identity", 2, False)]
+KINDS = [
+    ("sigmoid", 1, False),
+    ("sigmoid", 1, True),
+    ("softmax", 5, False),
+    ("softmax", 5, True),
+    ("identity", 2, False),
+]
 KINDS += [("identity", 1, False), ("sigmoid", 3, False), ("softmax", 20, True), ("softmax", 1, False)]
 CASES |= {
     **{f"head, {kind} {k}, {'mask' if mask else 'probability'}": head(kind, k, mask) for kind, k, mask in KINDS},
@@ -366,7 +393,9 @@ def output(kind: str, classes: int, mask: bool, precision: str = "float32") -> B
 def equal_logits(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
     """The lowest class wins a tie."""
     case, expected = output("softmax", 5, True)(random)
-    return Case(**{**vars(case), "buffers": {"x": np.zeros_like(case.buffers["x"])}}), {"result": expected["result"] * 0}
+    return Case(**{**vars(case), "buffers": {"x": np.zeros_like(case.buffers["x"])}}), {
+        "result": expected["result"] * 0
+    }
 
 
 CASES |= {f"output, {kind} {k}, {'mask' if mask else 'probability'}": output(kind, k, mask) for kind, k, mask in KINDS}
@@ -401,8 +430,8 @@ CASES |= {
 
 
 def plain(
-    op: dict[str, Any], function: Callable[..., torch.Tensor], channels: tuple[int, ...] = (24,), size: tuple[int, int] = (6, 12),
-    precision: str = "float32", tensors: tuple[str, ...] = (),
+    op: dict[str, Any], function: Callable[..., torch.Tensor], channels: tuple[int, ...] = (24,),
+    size: tuple[int, int] = (6, 12), precision: str = "float32", tensors: tuple[str, ...] = (),
 ) -> Builder:  # fmt: skip
     """`function` takes the inputs (N, C, H, W), then the tensors (C)."""
 
@@ -490,7 +519,7 @@ def normalise(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
 CASES["normalise"] = normalise
 
 
-# -- whole networks ------------------------------------------------------------------------------------------------------
+# -- whole networks ----------------------------------------------------------------------------------------------------
 
 
 def network(make: Callable[[], Graph], precision: str, result: str = "probability") -> Builder:
@@ -539,7 +568,17 @@ def of_seed(seed: int) -> Callable[[], Graph]:
 
 
 #: The family's choices that reach a kernel in another way; `relunet16` and depth 5 are the slow test's.
-FAMILY = ("odd", "rgb", "classes", "regression", "standardise", "width24", "skip_first", "nearest_conv", "bilinear_corners")
+FAMILY = (
+    "odd",
+    "rgb",
+    "classes",
+    "regression",
+    "standardise",
+    "width24",
+    "skip_first",
+    "nearest_conv",
+    "bilinear_corners",
+)
 FAMILY += ("valid_one_conv",)
 NETWORKS = {
     **{f"network, {name}": network(of_name(name), "fp16") for name in FAMILY},

@@ -10,13 +10,10 @@ Worker processes do the compiling; what they made is kept in a cache by content.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +25,7 @@ import numpy as np
 import triton
 
 from . import concat_conv, conv, conv_transpose, head, output, plain, stem, up_conv
-from .launch import STORAGE, Argument, Launch, Precision, Site
+from .launch import STORAGE, Argument, Launch, Site
 from .worker import Code, Job, Workers
 
 #: Cubins that a file holds unless its maker says otherwise: the data centre and desktop GPUs since 2020.
@@ -43,7 +40,7 @@ ARCHITECTURES = {80: 11000, 86: 11010, 87: 11040, 89: 11080, 90: 11080, 100: 120
 PORTABLE = (80, 86, 87, 89, 120, 121)
 
 #: Candidates per step.  The H200 is what this project measures on; each more costs a file about 25 KB per op.
-CANDIDATES = {90: 4}
+CANDIDATES = {90: 5}
 OTHER_CANDIDATES = 2
 
 _CANDIDATES_OF = {
@@ -88,7 +85,7 @@ def compile_plan(
     document: Mapping[str, Any],
     shapes: Mapping[str, Sequence[int]],
     targets: Sequence[str],
-    precision: Precision,
+    precision: str,
     *,
     jobs: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -104,8 +101,8 @@ def compile_plan(
     cache_dir  where compiled code is kept; by default unet_fast/kernels in the user's cache directory
     progress   whether to show a progress bar on a terminal
 
-    Returns the entries of `kernels` and the U8 tensors that they name.  `ValueError` for a target or precision that does
-    not exist, `RuntimeError` where the compiler fails, naming op and target.
+    Returns the entries of `kernels` and the U8 tensors that they name.  `ValueError` for a target or precision that
+    does not exist, `RuntimeError` where the compiler fails, naming op and target.
     """
     if precision not in STORAGE:
         raise ValueError(f"precision must be one of {', '.join(STORAGE)}, got {precision!r}")
@@ -134,6 +131,7 @@ def compile_plan(
                 "ptxas": code.ptxas,
                 "registers": code.registers,
                 "spills": code.spills,
+                "matrix": code.matrix,
             }
         )
     return list(entries.values()), tensors
@@ -168,7 +166,7 @@ class _Piece:
 
 
 def _planned(
-    document: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], targets: Sequence[Target], precision: Precision
+    document: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], targets: Sequence[Target], precision: str
 ) -> Iterator[_Piece]:
     for index, op in enumerate(document["ops"]):
         for select in selections(document, op):
@@ -302,7 +300,7 @@ def _read_cached(path: Path) -> Code | None:
         if hashlib.sha256(code).hexdigest() != values.pop("sha256"):
             return None
         return Code(code=code, **values)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent or damaged: compile again
 
 
@@ -312,3 +310,9 @@ def _write_cached(path: Path, code: Code) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(header.encode() + b"\n" + code.code)
     os.replace(file.name, path)
+
+
+if __name__ == "__main__":
+    from .report import main
+
+    main()

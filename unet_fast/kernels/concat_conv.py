@@ -7,6 +7,9 @@ pixels of one image, BLOCK_N output channels, one of SPLIT parts of the sum.  Th
 then `b`.  Grid: (tiles, channel blocks * SPLIT, N).
 """
 
+# The parameters of a Triton function are tensors of its own language, which has no types to write down.
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
 import triton
@@ -21,7 +24,7 @@ from .tilings import padded_channels, padded_k, tilings
 def concat_conv(
     a, b, weight_a, weight_b, bias, y, partials, counters,
     H, W, H0, W0, H1, W1,
-    C_A: tl.constexpr, C_B: tl.constexpr, O: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
+    C_A: tl.constexpr, C_B: tl.constexpr, C_OUT: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr,
     K_A: tl.constexpr, K_B: tl.constexpr, UPSAMPLE: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, CROP_TOP: tl.constexpr, CROP_LEFT: tl.constexpr,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
@@ -65,7 +68,7 @@ def concat_conv(
     if SPLIT == 1:
         common.finish(
             total, bias_row, y, None, top, left, pixel_y, pixel_x, n, n_image, H, W,
-            O, ACTIVATION, SLOPE, False, TILE_H, TILE_W,
+            C_OUT, ACTIVATION, SLOPE, False, TILE_H, TILE_W,
         )  # fmt: skip
     else:
         part = (n_image * tl.num_programs(0) + tile) * (tl.num_programs(1) // SPLIT) + block
@@ -73,7 +76,7 @@ def concat_conv(
             common.finish(
                 common.sum_parts(partials, part, SPLIT, M, BLOCK_N),
                 bias_row, y, None, top, left, pixel_y, pixel_x, n, n_image, H, W,
-                O, ACTIVATION, SLOPE, False, TILE_H, TILE_W,
+                C_OUT, ACTIVATION, SLOPE, False, TILE_H, TILE_W,
             )  # fmt: skip
 
 
@@ -82,7 +85,11 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
     outputs, *kernel, channels_a = site.shape("weight_a")
     channels_b = site.shape("weight_b")[3]
     taps = kernel[0] * kernel[1]
-    rows, k_a, k_b = padded_channels(outputs), padded_k(taps * channels_a, channels_a), padded_k(taps * channels_b, channels_b)
+    rows, k_a, k_b = (
+        padded_channels(outputs),
+        padded_k(taps * channels_a, channels_a),
+        padded_k(taps * channels_b, channels_b),
+    )
     top, left, _, _ = site.op["padding"]
     crop_top, crop_left = site.op["crop"]
     sources = [(channels_a, taps), (channels_b, taps)]
@@ -105,7 +112,7 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
                     **size_arguments(2),
                 },
                 constants={
-                    "C_A": channels_a, "C_B": channels_b, "O": outputs, "KY": kernel[0], "KX": kernel[1],
+                    "C_A": channels_a, "C_B": channels_b, "C_OUT": outputs, "KY": kernel[0], "KX": kernel[1],
                     "K_A": k_a, "K_B": k_b, "UPSAMPLE": site.op["upsample"], "PAD_TOP": top, "PAD_LEFT": left,
                     "CROP_TOP": crop_top, "CROP_LEFT": crop_left, "DOT": site.dot(),
                     **site.activation(), **tiling.constants(),

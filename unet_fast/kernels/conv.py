@@ -6,6 +6,9 @@ One program: one tile of TILE_H x TILE_W pixels of one image, BLOCK_N output cha
 Grid: (tiles, channel blocks * SPLIT, N).  Bias, activation and pooling are fused behind the sum.
 """
 
+# The parameters of a Triton function are tensors of its own language, which has no types to write down.
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
 import triton
@@ -20,7 +23,7 @@ from .tilings import padded_channels, padded_k, tilings
 def conv(
     x, weight, bias, y, pooled, partials, counters,
     H, W, H0, W0,
-    C: tl.constexpr, O: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, K_PADDED: tl.constexpr,
+    C: tl.constexpr, C_OUT: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, K_PADDED: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, POOL: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
     DOT: tl.constexpr, PDL: tl.constexpr,
@@ -54,7 +57,7 @@ def conv(
     if SPLIT == 1:
         common.finish(
             total, bias_row, y, pooled, top, left, pixel_y, pixel_x, n, n_image, H, W,
-            O, ACTIVATION, SLOPE, POOL, TILE_H, TILE_W,
+            C_OUT, ACTIVATION, SLOPE, POOL, TILE_H, TILE_W,
         )  # fmt: skip
     else:
         part = (n_image * tl.num_programs(0) + tile) * (tl.num_programs(1) // SPLIT) + block
@@ -62,7 +65,7 @@ def conv(
             common.finish(
                 common.sum_parts(partials, part, SPLIT, M, BLOCK_N),
                 bias_row, y, pooled, top, left, pixel_y, pixel_x, n, n_image, H, W,
-                O, ACTIVATION, SLOPE, POOL, TILE_H, TILE_W,
+                C_OUT, ACTIVATION, SLOPE, POOL, TILE_H, TILE_W,
             )  # fmt: skip
 
 
@@ -74,7 +77,9 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
     top, left, _, _ = site.op["padding"]
     pool = len(site.op["outputs"]) == 2
     launches = []
-    for tiling in tilings(capability, site.element, *site.nominal_size("outputs"), 1, outputs, [(inputs, k // inputs)], count):
+    for tiling in tilings(
+        capability, site.element, *site.nominal_size("outputs"), 1, outputs, [(inputs, k // inputs)], count
+    ):
         blocks = rows // tiling.block_n
         covered = tiles("H", "W", tiling.tile_h, tiling.tile_w)
         launches.append(
@@ -91,7 +96,7 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
                     **size_arguments(1),
                 },
                 constants={
-                    "C": inputs, "O": outputs, "KY": kernel[0], "KX": kernel[1], "K_PADDED": columns,
+                    "C": inputs, "C_OUT": outputs, "KY": kernel[0], "KX": kernel[1], "K_PADDED": columns,
                     "PAD_TOP": top, "PAD_LEFT": left, "POOL": pool, "DOT": site.dot(),
                     **site.activation(), **tiling.constants(),
                 },

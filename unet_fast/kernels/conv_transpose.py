@@ -1,4 +1,4 @@
-"""conv_transpose: y[oy, ox] = act(bias + sum of weight[:, ky, kx, :] . x[iy, ix] over iy * stride + ky = oy + top, ...).
+"""conv_transpose: y[oy, ox] = act(bias + sum of weight[:, ky, kx, :] . x[iy, ix] where iy * stride + ky = oy + top).
 
     x (N, H0, W0, C)  ->  y (N, H, W, O)
 
@@ -6,6 +6,9 @@ A plain op: the fuser turns the usual 2x2 stride-2 form into `up_conv`.  Pixels 
 stride-th tap of the kernel, so each phase is an ordinary convolution.  One program: one tile of TILE_H x TILE_W
 pixels of one phase of one image, BLOCK_N output channels.  Grid: (tiles, channel blocks, N * phases).
 """
+
+# The parameters of a Triton function are tensors of its own language, which has no types to write down.
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from .tilings import padded_channels
 def conv_transpose(
     x, weight, bias, y,
     H, W, H0, W0,
-    C: tl.constexpr, O: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
+    C: tl.constexpr, C_OUT: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, SY: tl.constexpr, SX: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     DOT: tl.constexpr, PDL: tl.constexpr,
@@ -67,7 +70,7 @@ def conv_transpose(
             )
             weights = tl.load(
                 weight + (n[None, :] * (KY * KX) + ky * KX + kx) * C + c[:, None],
-                mask=(n < O)[None, :] & (c < channels)[:, None],
+                mask=(n < C_OUT)[None, :] & (c < channels)[:, None],
                 other=0.0,
             )
             total = tl.dot(window, weights, total, input_precision=DOT)
@@ -75,7 +78,7 @@ def conv_transpose(
     # ---- epilogue and store
     keep = (pixel_y < H) & (pixel_x < W)
     value = common.activate(total + bias_row[None, :], ACTIVATION, SLOPE)
-    common.store_pixels(y, value, pixel_y, pixel_x, first_row, n, n_image, keep, H, W, O)
+    common.store_pixels(y, value, pixel_y, pixel_x, first_row, n, n_image, keep, H, W, C_OUT)
 
 
 def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
@@ -91,13 +94,13 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
         kernel=conv_transpose,
         arguments={
             "x": site.buffer("inputs"),
-            "weight": site.weight("weight", (outputs, kernel[0], kernel[1], inputs), (outputs, kernel[0], kernel[1], inputs)),
+            "weight": site.weight("weight", site.shape("weight"), site.shape("weight")),
             "bias": site.exact("bias", (outputs,), (rows,)),
             "y": site.buffer("outputs"),
             **size_arguments(1),
         },
         constants={
-            "C": inputs, "O": outputs, "KY": kernel[0], "KX": kernel[1], "SY": stride_y, "SX": stride_x,
+            "C": inputs, "C_OUT": outputs, "KY": kernel[0], "KX": kernel[1], "SY": stride_y, "SX": stride_x,
             "PAD_TOP": top, "PAD_LEFT": left, "DOT": site.dot(), "TILE_H": tile_h, "TILE_W": tile_w,
             "BLOCK_N": block_n, "BLOCK_K": 32 if inputs > 16 else 16, **site.activation(),
         },

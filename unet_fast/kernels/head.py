@@ -5,8 +5,12 @@
     x (N, H0, W0, C)  ->  probability (N, H, W, K) float32, or mask (N, H, W) uint8
 
 One program: one tile of TILE_H x TILE_W pixels of one image with all O channels, BLOCK_N after BLOCK_N, which never
-leave the registers.  One output is a weighted sum in float32; several are a second matrix product.  Grid: (tiles, 1, N).
+leave the registers.  One output is a weighted sum in float32; several are a second matrix product.
+Grid: (tiles, 1, N).
 """
+
+# The parameters of a Triton function are tensors of its own language, which has no types to write down.
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
@@ -84,7 +88,9 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
     top, left, _, _ = site.op["padding"]
     size = site.nominal_size("inputs")
     launches = []
-    for tiling in tilings(capability, site.element, *size, 1, channels, [(inputs, k // inputs)], count, split=False, loop_n=True):
+    for tiling in tilings(
+        capability, site.element, *size, 1, channels, [(inputs, k // inputs)], count, split=False, loop_n=True
+    ):
         covered = tiles("H", "W", tiling.tile_h, tiling.tile_w)
         launches.append(
             Launch(
@@ -100,8 +106,9 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
                     **size_arguments(1),
                 },
                 constants={
-                    "C": inputs, "ROWS": rows, "K": classes, "CLASSES": padded_classes, "KY": kernel[0], "KX": kernel[1],
-                    "K_PADDED": columns, "PAD_TOP": top, "PAD_LEFT": left, "DOT": site.dot(),
+                    "C": inputs, "ROWS": rows, "K": classes, "CLASSES": padded_classes,
+                    "KY": kernel[0], "KX": kernel[1], "K_PADDED": columns, "PAD_TOP": top, "PAD_LEFT": left,
+                    "DOT": site.dot(),
                     **site.activation(), **site.output(), **tiling.constants(),
                 },
                 grid=(covered, [], ["N"]),

@@ -1,4 +1,4 @@
-"""How a kernel is described to the executor: its arguments, its grid and its constants ("GPU kernels" in docs/design.md).
+"""How a kernel is described to the executor: arguments, grid and constants ("GPU kernels" in docs/design.md).
 
 Pure data: needs no triton.
 """
@@ -15,8 +15,6 @@ Argument = dict[str, Any]
 
 #: Product of factors: integers, symbols ("N", "H", "W0", ...) and {"ceil": [...], "by": divisor}.
 Axis = list[Any]
-
-Precision = Literal["fp16", "bf16", "float32", "tf32"]
 
 #: Element type of activations and packed weights by precision, as the engine file names it.
 STORAGE: dict[str, str] = {"fp16": "fp16", "bf16": "bf16", "float32": "float32", "tf32": "float32"}
@@ -80,7 +78,7 @@ class Site:
     document: Mapping[str, Any]
     shapes: Mapping[str, Sequence[int]]
     index: int
-    precision: Precision
+    precision: str
     select: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -133,7 +131,9 @@ class Site:
 
     def image_arguments(self) -> dict[str, Argument]:
         """The caller's image: pointer, strides, and the scale and shift of each channel."""
-        strides = {f"stride_{axis}": {"kind": "image_stride", "axis": axis} for axis in ("image", "row", "pixel", "channel")}
+        strides = {
+            f"stride_{axis}": {"kind": "image_stride", "axis": axis} for axis in ("image", "row", "pixel", "channel")
+        }
         return {"image": {"kind": "image"}, **strides, "transform": {"kind": "transform"}}
 
     def result_arguments(self) -> dict[str, Argument]:

@@ -5,6 +5,9 @@ consecutive elements (x, c) of one row of one image of y (`concat`: of one input
 Only the softmax needs all channels of a pixel at once: there a program has BLOCK pixels.
 """
 
+# The parameters of a Triton function are tensors of its own language, which has no types to write down.
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
 from typing import Any
@@ -78,7 +81,9 @@ def upsample(
 
 
 @triton.jit
-def pad(x, y, H, W, H0, W0, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def pad(
+    x, y, H, W, H0, W0, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     """Zeros around x; negative numbers crop."""
     n, row, column, c, keep = row_elements(W, C, BLOCK)
     common.wait_for_producer(PDL)
@@ -91,12 +96,14 @@ def pad(x, y, H, W, H0, W0, C: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constex
 
 
 @triton.jit
-def concat(x, y, H, W, C: tl.constexpr, O: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def concat(
+    x, y, H, W, C: tl.constexpr, C_OUT: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
     """One input's C channels to channels FIRST ... of y, which has O."""
     n, row, column, c, keep = row_elements(W, C, BLOCK)
     common.wait_for_producer(PDL)
     value = tl.load(x + (n * H + row) * W * C + (column * C + c), mask=keep)
-    store_row(y, value, n, row, column, FIRST + c, keep, H, W, O)
+    store_row(y, value, n, row, column, FIRST + c, keep, H, W, C_OUT)
 
 
 @triton.jit
@@ -178,7 +185,7 @@ def _rows(channels: int) -> tuple[Axis, Axis, Axis]:
     return [{"ceil": ["W", channels], "by": ELEMENTS}, "H"], [], ["N"]
 
 
-def _launch(site: Site, kernel: Any, channels: int, inputs: int = 0, **named: Any) -> Launch:
+def _launch(site: Site, kernel: Any, channels: int, inputs: int = 0, /, **named: Any) -> Launch:
     """A launch over the rows of y; `named` holds further arguments (dicts) and constants."""
     arguments = {name: value for name, value in named.items() if isinstance(value, dict)}
     constants = {name: value for name, value in named.items() if not isinstance(value, dict)}
@@ -211,7 +218,7 @@ def _concat(site: Site) -> list[list[Launch]]:
     total, first, steps = site.channels("outputs"), 0, []
     for position in range(len(site.op["inputs"])):
         channels = site.channels("inputs", position)
-        steps.append([_launch(site, concat, channels, x=site.buffer("inputs", position), O=total, FIRST=first)])
+        steps.append([_launch(site, concat, channels, x=site.buffer("inputs", position), C_OUT=total, FIRST=first)])
         first += channels
     return steps
 

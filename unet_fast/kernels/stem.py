@@ -3,12 +3,15 @@
     v = image[y, x, c] * scale[c] + shift[c] inside the image, 0 outside of it
     y = act(bias + sum over dy, dx, c of weight[o, dy, dx, c] * v[y - top + dy, x - left + dx, c])
 
-    image (N, H0, W0, C) of uint8, uint16 or float32, any strides  ->  y (N, H, W, O) [, pooled (N, H / 2, W / 2, O)]
+    image (N, H0, W0, C), uint8, uint16 or float32  ->  y (N, H, W, O) [, pooled (N, H / 2, W / 2, O)]
 
 One program: one tile of TILE_H x TILE_W pixels of one image, BLOCK_N output channels.  All taps (at most 64 values
 per pixel) are gathered element by element and multiplied in one go; padding is zero after normalisation, which is why
 the normalisation is not folded into the weights.  Grid: (tiles, channel blocks, N).
 """
+
+# The parameters of a Triton function are tensors of its own language, which has no types to write down.
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from .tilings import padded_channels
 def stem(
     image, transform, weight, bias, y, pooled,
     H, W, H0, W0, stride_image, stride_row, stride_pixel, stride_channel,
-    C: tl.constexpr, O: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, K_PADDED: tl.constexpr,
+    C: tl.constexpr, C_OUT: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, K_PADDED: tl.constexpr,
     PAD_TOP: tl.constexpr, PAD_LEFT: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, POOL: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr, DOT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -61,7 +64,7 @@ def stem(
     total = tl.dot(value.to(weights.dtype), weights, input_precision=DOT)
     common.finish(
         total, bias_row, y, pooled, top, left, pixel_y, pixel_x, n, n_image, H, W,
-        O, ACTIVATION, SLOPE, POOL, TILE_H, TILE_W,
+        C_OUT, ACTIVATION, SLOPE, POOL, TILE_H, TILE_W,
     )  # fmt: skip
 
 
@@ -89,7 +92,7 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
                     **size_arguments(1),
                 },
                 constants={
-                    "C": inputs, "O": outputs, "KY": kernel[0], "KX": kernel[1], "K_PADDED": columns,
+                    "C": inputs, "C_OUT": outputs, "KY": kernel[0], "KX": kernel[1], "K_PADDED": columns,
                     "PAD_TOP": top, "PAD_LEFT": left, "POOL": pool, "DOT": site.dot(),
                     "TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_N": block_n, **site.activation(),
                 },

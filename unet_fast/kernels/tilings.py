@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import ceil
 
 from .launch import Argument, Axis, scratch
@@ -19,29 +20,32 @@ class Device:
     """Rough figures of a GPU, for the guess only.
 
     multiprocessors   of the usual model
-    cache             bytes per microsecond that one multiprocessor draws from the second-level cache
+    far, near         bytes per microsecond that one multiprocessor draws from the second-level cache, and from its own
     matrix            16-bit multiply-adds per microsecond of one multiprocessor
     shared            bytes of shared memory one program may use
     """
 
     multiprocessors: int
-    cache: float
+    far: float
+    near: float
     matrix: float
     shared: int
 
 
 DEVICES: dict[int, Device] = {
-    80: Device(108, 45e3, 1.4e6, 163 * 1024),
-    90: Device(132, 70e3, 3.2e6, 227 * 1024),
-    100: Device(148, 70e3, 6.0e6, 227 * 1024),
-    120: Device(170, 60e3, 1.2e6, 99 * 1024),
+    80: Device(108, 40e3, 90e3, 1.4e6, 163 * 1024),
+    90: Device(132, 45e3, 110e3, 3.2e6, 227 * 1024),
+    100: Device(148, 60e3, 110e3, 6.0e6, 227 * 1024),
+    120: Device(170, 45e3, 120e3, 1.2e6, 99 * 1024),
 }
 
 #: Programs that use more shared memory than this keep the next kernel from starting early (programmatic launch).
 SHARED_FOR_OVERLAP = 110 * 1024
 
 LAUNCH_MICROSECONDS = 1.0  # a program's own start and end: addresses, first copies, store
-SPLIT_MICROSECONDS = 1.5  # more for a split sum: parts to memory, a counter, parts back
+STEP_MICROSECONDS = 0.6  # from asking the second-level cache to having multiplied
+SPLIT_MICROSECONDS = 1.5  # more for a split sum: parts to memory, a counter
+PART_MICROSECONDS = 0.1  # and a part back
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def tilings(
     capability: int, element: int, height: int, width: int, images: int, channels_out: int,
     sources: list[tuple[int, int]], count: int, split: bool = True, loop_n: bool = False,
 ) -> list[Tiling]:  # fmt: skip
-    """The `count` most promising tilings.
+    """The `count` most promising tilings, no two of them alike but for their number of stages.
 
     element   bytes of an activation
     height, width, images   of what is computed, at the nominal size
@@ -123,49 +127,49 @@ def tilings(
     loop_n    whether one program computes all output channels, block by block
     """
     device = device_of(capability)
-    ranked: dict[Tiling, float] = {}
-    for tiling in _possible(capability, element, channels_out, sources, split):
-        ranked[tiling] = _microseconds(tiling, device, element, height, width, images, channels_out, sources)
-    ordered = sorted(ranked, key=lambda tiling: (ranked[tiling], tiling.name))
-    return ordered[:count]
+    guess: dict[Tiling, float] = {}
+    for tiling in _possible(device, element, channels_out, sources, split):
+        passes = padded_channels(channels_out) // tiling.block_n
+        blocks = 1 if loop_n else passes
+        programs = ceil(height / tiling.tile_h) * ceil(width / tiling.tile_w) * images * blocks * tiling.split
+        guess[tiling] = _microseconds(tiling, device, element, programs, sources) * (passes // blocks)
+    best: dict[tuple[int, ...], Tiling] = {}
+    for tiling in sorted(guess, key=lambda tiling: (guess[tiling], tiling.name)):
+        best.setdefault((tiling.tile_h, tiling.tile_w, tiling.block_n, tiling.split), tiling)
+    return list(best.values())[:count]
 
 
 def _possible(
-    capability: int, element: int, channels_out: int, sources: list[tuple[int, int]], split: bool
+    device: Device, element: int, channels_out: int, sources: list[tuple[int, int]], split: bool
 ) -> Iterator[Tiling]:
     rows = padded_channels(channels_out)
-    limit = min(SHARED_FOR_OVERLAP, device_of(capability).shared)
-    block_k = min(step_limit(channels) for channels, _ in sources) // (2 if element == 4 else 1)
-    block_k = max(block_k, 16)
+    limit = min(SHARED_FOR_OVERLAP, device.shared)
+    block_k = max(16, min(step_limit(channels) for channels, _ in sources) // (element // 2))
     steps = sum(ceil(channels * taps / block_k) for channels, taps in sources)
-    for tile_h, tile_w in ((8, 8), (8, 16)):
-        for block_n in (16, 32, 64, 128):
-            if rows % block_n or block_n < min(rows, 32):
-                continue
-            area = tile_h * tile_w * block_n
-            if element == 4 and area > 64 * 64:
-                continue  # float32 without matrix units: more would not fit the registers
-            for stages in (3, 4):
-                if stages * (tile_h * tile_w + block_n) * block_k * element > limit or stages > max(steps, 3):
-                    continue
-                for parts in (1, 2, 4, 8) if split else (1,):
-                    if parts == 1 or steps // parts >= 4:
-                        yield Tiling(tile_h, tile_w, block_n, block_k, parts, stages, 4 if area <= 128 * 64 else 8)
+    splits = [parts for parts in (1, 2, 4, 8) if parts == 1 or (split and steps // parts >= 4)]
+    for (tile_h, tile_w), block_n, stages, parts in product(
+        ((8, 8), (8, 16), (16, 16)), (16, 32, 64, 128), (3, 4), splits
+    ):
+        pixels = tile_h * tile_w
+        if rows % block_n or block_n < min(rows, 32):
+            continue
+        # Sums beyond 64 (float32 without matrix units: 32) registers a thread would spill.
+        warps = 4 if pixels * block_n <= 128 * 64 else 8
+        if pixels * block_n > (128 * 128 if element == 2 else 64 * 64) or warps * 32 > pixels * 2:
+            continue
+        if stages * (pixels + block_n) * block_k * element <= limit and stages <= max(steps, 3):
+            yield Tiling(tile_h, tile_w, block_n, block_k, parts, stages, warps)
 
 
-def _microseconds(
-    tiling: Tiling, device: Device, element: int, height: int, width: int, images: int, channels_out: int,
-    sources: list[tuple[int, int]],
-) -> float:  # fmt: skip
-    m = tiling.tile_h * tiling.tile_w
-    programs = ceil(height / tiling.tile_h) * ceil(width / tiling.tile_w) * images * tiling.split
-    programs *= padded_channels(channels_out) // tiling.block_n
+def _microseconds(tiling: Tiling, device: Device, element: int, programs: int, sources: list[tuple[int, int]]) -> float:
+    pixels = tiling.tile_h * tiling.tile_w
     terms = sum(channels * taps for channels, taps in sources) / tiling.split
-    # Two resident programs hide each other's start and end.
-    load = (m + tiling.block_n) * terms * element / device.cache
-    multiply = m * tiling.block_n * terms / device.matrix * (element / 2) ** 2
-    latency = terms / tiling.block_k / tiling.stages * 0.6
-    waves = ceil(programs / device.multiprocessors)
+    seen = sum(channels for channels, _ in sources) / tiling.split * (tiling.tile_h + 2) * (tiling.tile_w + 2)
+    load = (tiling.block_n * terms + seen) * element / device.far + pixels * terms * element / device.near
+    multiply = pixels * tiling.block_n * terms / device.matrix * (element / 2) ** 2
+    latency = terms / tiling.block_k / tiling.stages * STEP_MICROSECONDS
     alone = LAUNCH_MICROSECONDS + max(load, multiply, latency)
+    waves = ceil(programs / device.multiprocessors)
+    # Programs that share a multiprocessor hide each other's start and latency, not each other's traffic.
     time = alone + (waves - 1) * max(load, multiply, alone / 4)
-    return time + (SPLIT_MICROSECONDS + 0.1 * tiling.split if tiling.split > 1 else 0.0)
+    return time + (SPLIT_MICROSECONDS + PART_MICROSECONDS * tiling.split if tiling.split > 1 else 0.0)

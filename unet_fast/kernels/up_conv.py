@@ -1,8 +1,9 @@
 """up_conv: x2 upsampling of `low` (transposed convolution or nearest), concat with `skip` and 3x3 convolution as one.
 
     Y = y + 1 - p, phase_y = Y % 2, and the same in x:
-    y[y, x] = act(bias[r, c] + sum over a, b of weight_up[phase_y, phase_x, :, a, b, :] . low[Y // 2 - 1 + phase_y + a, ...]
-                             + sum over dy, dx of weight_skip[:, dy, dx, :] . skip[y - p + dy + crop_top, ...])
+    y[y, x] = act(bias[r, c]
+                  + sum over a, b of weight_up[phase_y, phase_x, :, a, b, :] . low[Y // 2 - 1 + phase_y + a, ...]
+                  + sum over dy, dx of weight_skip[:, dy, dx, :] . skip[y - p + dy + crop_top, ...])
 
     low (N, H0, W0, C_LOW), skip (N, H1, W1, C_SKIP)  ->  y (N, H, W, O), H = 2 H0 - 2 + 2 p
 
@@ -12,6 +13,9 @@ The pixels of one phase are a convolution of `low` with four taps: a program com
 phase, BLOCK_N output channels, one of SPLIT parts of the sum.  The steps over K run through `low` first, then `skip`.
 Grid: (tiles, channel blocks * SPLIT, N * 4 phases).
 """
+
+# The parameters of a Triton function are tensors of its own language, which has no types to write down.
+# mypy: disallow-untyped-defs=False
 
 from __future__ import annotations
 
@@ -24,21 +28,21 @@ from .tilings import padded_channels, padded_k, tilings
 
 
 @triton.jit
-def border_bias(bias, y, x, n, H, W, O: tl.constexpr, PADDING: tl.constexpr):
+def border_bias(bias, y, x, n, H, W, C_OUT: tl.constexpr, PADDING: tl.constexpr):
     """Bias of each pixel and channel, float32 (M, N), or (1, N) without padding."""
     if PADDING:
         row = tl.where(y == 0, 0, tl.where(y == H - 1, 2, 1))
         column = tl.where(x == 0, 0, tl.where(x == W - 1, 2, 1))
-        return tl.load(bias + ((row * 3 + column) * O)[:, None] + n[None, :])
+        return tl.load(bias + ((row * 3 + column) * C_OUT)[:, None] + n[None, :])
     else:
-        return tl.load(bias + 4 * O + n)[None, :]
+        return tl.load(bias + 4 * C_OUT + n)[None, :]
 
 
 @triton.jit
 def up_conv(
     low, skip, weight_up, weight_skip, bias, y, partials, counters,
     H, W, H0, W0, H1, W1,
-    C_LOW: tl.constexpr, C_SKIP: tl.constexpr, O: tl.constexpr, ROWS: tl.constexpr,
+    C_LOW: tl.constexpr, C_SKIP: tl.constexpr, C_OUT: tl.constexpr, ROWS: tl.constexpr,
     K_LOW: tl.constexpr, K_SKIP: tl.constexpr, PADDING: tl.constexpr, CROP_TOP: tl.constexpr, CROP_LEFT: tl.constexpr,
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     TILE_H: tl.constexpr, TILE_W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
@@ -87,14 +91,14 @@ def up_conv(
     if SPLIT == 1:
         value = total + border_bias(bias, pixel_y, pixel_x, n, H, W, ROWS, PADDING)
         value = common.activate(value, ACTIVATION, SLOPE)
-        common.store_pixels(y, value, pixel_y, pixel_x, first_row, n, n_image, keep, H, W, O)
+        common.store_pixels(y, value, pixel_y, pixel_x, first_row, n, n_image, keep, H, W, C_OUT)
     else:
         part = (tl.program_id(2) * tl.num_programs(0) + tile) * (tl.num_programs(1) // SPLIT) + block
         if common.last_arriver(total, partials, counters, part, split, SPLIT, M, BLOCK_N):
             value = common.sum_parts(partials, part, SPLIT, M, BLOCK_N)
             value += border_bias(bias, pixel_y, pixel_x, n, H, W, ROWS, PADDING)
             value = common.activate(value, ACTIVATION, SLOPE)
-            common.store_pixels(y, value, pixel_y, pixel_x, first_row, n, n_image, keep, H, W, O)
+            common.store_pixels(y, value, pixel_y, pixel_x, first_row, n, n_image, keep, H, W, C_OUT)
 
 
 def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
@@ -123,7 +127,7 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
                     **size_arguments(2),
                 },
                 constants={
-                    "C_LOW": low, "C_SKIP": skip, "O": outputs, "ROWS": rows, "K_LOW": k_low, "K_SKIP": k_skip,
+                    "C_LOW": low, "C_SKIP": skip, "C_OUT": outputs, "ROWS": rows, "K_LOW": k_low, "K_SKIP": k_skip,
                     "PADDING": site.op["padding"][0], "CROP_TOP": crop_top, "CROP_LEFT": crop_left, "DOT": site.dot(),
                     **site.activation(), **tiling.constants(),
                 },

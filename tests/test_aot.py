@@ -1,0 +1,242 @@
+"""Kernels cross-compiled without a GPU: nothing spills, the matrix units are used, and the description is complete."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton", reason="needs triton: pip install unet_fast[gpu]")
+
+from unet_fast.kernels import aot, report
+from unet_fast.kernels.launch import STORAGE
+from unet_fast.kernels.worker import Code, _tool
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
+
+#: Bytes of shared memory that one block may ask for.
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+#: Matrix instructions of an architecture in fp16.
+MATRIX = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma", 120: "mma.sync"}
+
+#: One op of each kind and of each way in which `relunet16` uses it: few channels, pooled, split, merged, mask.
+CHOSEN = ("encoder0.conv0", "encoder0.conv1", "bottleneck.conv1", "decoder3.conv0", "decoder0.conv0", "decoder0.conv1")
+
+
+def chosen_ops(document: dict[str, Any]) -> dict[str, Any]:
+    ops = [op for op in document["ops"] if op["name"] in CHOSEN]
+    assert len(ops) == len(CHOSEN)
+    return {**document, "ops": ops}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def compiled(cache: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, np.ndarray[Any, Any]]]:
+    """The chosen ops of `relunet16` for every target, with the first candidate only: what a user gets untuned."""
+    document, shapes = report.preset_plan("relunet16")
+    document = chosen_ops(document)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aot, "CANDIDATES", {})
+        patch.setattr(aot, "OTHER_CANDIDATES", 1)
+        return document, *aot.compile_plan(document, shapes, TARGETS, "fp16", cache_dir=cache, progress=False)
+
+
+def check_code(document: dict[str, Any], kernels: list[dict[str, Any]], matrix: dict[int, str]) -> None:
+    """No spills, shared memory within the limit, matrix instructions in every convolution's machine code."""
+    for entry in kernels:
+        op = document["ops"][entry["op"]]
+        for code in entry["code"]:
+            where = f"{op['name']} {entry['select']} {entry['candidate']} {code['target']}"
+            kind, number = code["target"].split("_")
+            assert code["spills"] == 0, f"{where}: {code['spills']} bytes of local memory"
+            assert code["registers"] <= 255, where
+            assert code["shared"] <= SHARED[int(number)], f"{where}: {code['shared']} bytes of shared memory"
+            assert code["pdl"] == (int(number) >= 90), where
+            if kind == "sm" and op["op"] in ("conv", "up_conv", "concat_conv", "head") and matrix:
+                assert code["matrix"] == matrix[int(number)], f"{where}: {code['matrix'] or 'no'} matrix instructions"
+
+
+def test_nothing_spills(compiled: Any) -> None:
+    document, kernels, _ = compiled
+    check_code(document, kernels, MATRIX)
+
+
+def test_every_op_and_choice_has_code_for_every_target(compiled: Any) -> None:
+    document, kernels, _ = compiled
+    have = {(entry["op"], *entry["select"].values(), code["target"]) for entry in kernels for code in entry["code"]}
+    for index, op in enumerate(document["ops"]):
+        choices = {"stem": ["uint8", "uint16", "float32"], "head": ["mask", "probability"]}.get(op["op"], [None])
+        for choice in choices:
+            for target in (*TARGETS, aot.FALLBACK_TARGET):
+                assert (index, *([choice] if choice else []), target) in have
+
+
+def test_description_is_complete(compiled: Any) -> None:
+    document, kernels, tensors = compiled
+    _, shapes = report.preset_plan("relunet16")
+    used = set()
+    for entry in kernels:
+        assert entry["precision"] == "fp16"
+        assert len(entry["grid"]) == 3
+        ranks: dict[str, set[int]] = {}
+        for code in entry["code"]:
+            used.add(code["tensor"])
+            assert code["warps"] in (1, 2, 4, 8)
+            ranks.setdefault(code["target"], set()).add(code["rank"])
+        for argument in entry["arguments"]:
+            if argument["kind"] == "weight":
+                assert np.prod(argument["shape"]) == np.prod(shapes[argument["tensor"]])
+                assert all(n <= padded for n, padded in zip(argument["shape"], argument["pad_to"], strict=True))
+            if argument["kind"] == "buffer":
+                assert 0 < argument["buffer"] < len(document["buffers"])
+    assert used == set(tensors)
+    assert json.loads(json.dumps(kernels)) == kernels
+
+
+def test_parameters_are_the_arguments_and_two_hidden_pointers(compiled: Any) -> None:
+    _, kernels, tensors = compiled
+    kinds = {"int32": "u32", "int64": "u64", "image_stride": "u64", "result_stride": "u64", "logit_threshold": "f32"}
+    for entry in kernels:
+        for code in entry["code"]:
+            if code["target"].startswith("compute"):
+                text = tensors[code["tensor"]].tobytes().decode()
+                parameters = re.findall(r"\.param \.(\w+)", text[: text.index(")\n")])
+                expected = [kinds.get(argument["kind"], "u64") for argument in entry["arguments"]]
+                assert [re.sub("^[bs]", "u", kind) for kind in parameters] == [*expected, "u64", "u64"]
+                assert f".entry {code['entry']}(" in text
+
+
+def test_machine_code_waits_for_its_producer_and_has_no_line_table(compiled: Any, tmp_path: Path) -> None:
+    document, kernels, tensors = compiled
+    for index, op in enumerate(document["ops"]):
+        codes = {code["target"]: code for entry in kernels if entry["op"] == index for code in entry["code"]}
+        cubin = tmp_path / "kernel.cubin"
+        cubin.write_bytes(tensors[codes["sm_90"]["tensor"]].tobytes())
+        assert b".debug_line" not in cubin.read_bytes()
+        command = [_tool("cuobjdump"), "--dump-sass", str(cubin)]
+        instructions = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert f"Function : {codes['sm_90']['entry']}" in instructions
+        assert "sm_90a" in instructions
+        # griddepcontrol.wait and .launch_dependents
+        assert "ACQBULK" in instructions, op["name"]
+        assert "PREEXIT" in instructions, op["name"]
+        stores = [place.start() for place in re.finditer(r"\bSTG|\bRED|\bATOM", instructions)]
+        assert instructions.index("ACQBULK") < min(stores), f"{op['name']} writes before it waits"
+
+
+def test_fallback_assembles_for_later_gpus(compiled: Any) -> None:
+    """PTX is what a GPU without machine code of its own gets: the assembler must take it for any of them."""
+    _, kernels, tensors = compiled
+    entry = next(entry for entry in kernels if any(a["kind"] == "scratch" for a in entry["arguments"]))
+    code = next(code for code in entry["code"] if code["target"] == "compute_80")
+    assert code["driver"] == 12000
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_bytes(tensors[code["tensor"]].tobytes())
+        for architecture in ("sm_86", "sm_89", "sm_90", "sm_103", "sm_120"):
+            command = [_tool("ptxas-blackwell"), f"--gpu-name={architecture}", str(source), "-o", f"{source}.cubin"]
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+
+
+def test_same_inputs_give_same_code_from_the_cache(compiled: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document, kernels, tensors = compiled
+    _, shapes = report.preset_plan("relunet16")
+    monkeypatch.setattr(aot, "CANDIDATES", {})
+    monkeypatch.setattr(aot, "OTHER_CANDIDATES", 1)
+
+    class NoWorkers:
+        @classmethod
+        def open(cls) -> None:
+            pytest.fail("everything should have been in the cache")
+
+    monkeypatch.setattr(aot, "Workers", NoWorkers)
+    again, tensors_again = aot.compile_plan(document, shapes, TARGETS, "fp16", cache_dir=cache, progress=False)
+    assert again == kernels
+    assert {name: value.tobytes() for name, value in tensors_again.items()} == {
+        name: value.tobytes() for name, value in tensors.items()
+    }
+
+
+def test_damaged_cache_is_compiled_again(tmp_path: Path) -> None:
+    path = tmp_path / "one.kernel"
+    code = Code(b"code\nand more", "conv", 4, 1024, 32, 0, "wgmma", "13.4")
+    aot._write_cached(path, code)
+    assert aot._read_cached(path) == code
+    whole = path.read_bytes()
+    for damage in (b"", b"not json\n", whole[:-1], whole + b"x", b'{"sha256": 3}\nabc', b"[]\n", b"null\n"):
+        path.write_bytes(damage)
+        assert aot._read_cached(path) is None, damage
+
+
+@pytest.mark.parametrize("target", ["sm_91", "sm_75", "90", "sm_90a", "cuda", "compute_90", "sm_90 "])
+def test_unknown_target(target: str) -> None:
+    document, shapes = report.preset_plan("relunet16")
+    with pytest.raises(ValueError, match=rf"targets: '{target}'.*sm_80"):
+        aot.compile_plan(document, shapes, [target], "fp16")
+
+
+def test_unknown_precision() -> None:
+    with pytest.raises(ValueError, match="precision must be one of fp16, bf16, float32, tf32, got 'int8'"):
+        aot.compile_plan({"ops": []}, {}, ["sm_90"], "int8")
+
+
+def test_failing_compiler_names_kernel_and_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document, shapes = report.preset_plan("relunet16")
+    document["ops"] = document["ops"][1:2]
+    job = aot._job
+
+    def broken(*arguments: Any) -> Any:
+        whole = job(*arguments)
+        return type(whole)(**{**vars(whole), "warps": 3})
+
+    monkeypatch.setattr(aot, "_job", broken)
+    with pytest.raises(RuntimeError, match=r"compiling conv for capability 8\.0 with .* failed: .*power of 2"):
+        aot.compile_plan(document, shapes, [], "fp16", cache_dir=tmp_path, progress=False)
+
+
+def test_compiling_imports_no_torch() -> None:
+    code = "import sys, unet_fast.kernels.aot, unet_fast.kernels.worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_report_has_a_line_per_piece_of_code(compiled: Any) -> None:
+    document, kernels, tensors = compiled
+    lines = report.report(document, kernels, tensors).splitlines()
+    assert len(lines) == 2 + sum(len(entry["code"]) for entry in kernels)
+    assert re.match(r"op +kernel +for +candidate +target +rank +warps +registers +shared +spills", lines[0])
+
+
+def test_every_precision_compiles(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aot, "CANDIDATES", {})
+    monkeypatch.setattr(aot, "OTHER_CANDIDATES", 1)
+    document, shapes = report.preset_plan("relunet16")
+    document["ops"] = [op for op in document["ops"] if op["name"] == "encoder1.conv1"]
+    for precision in STORAGE:
+        kernels, _ = aot.compile_plan(document, shapes, ["sm_90"], precision, cache_dir=cache, progress=False)
+        # float32 proper has no matrix unit.
+        check_code(document, kernels, {90: "wgmma"} if precision != "float32" else {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["relunet16", "relunet64"])
+@pytest.mark.parametrize("precision", tuple(STORAGE))
+def test_everything(preset: str, precision: str, cache: Path) -> None:
+    """Every candidate of every op for every target; a whole file stays below 20 MB."""
+    document, shapes = report.preset_plan(preset)
+    kernels, tensors = aot.compile_plan(document, shapes, TARGETS, precision, cache_dir=cache)
+    check_code(document, kernels, MATRIX if precision in ("fp16", "bf16") else {})
+    weights = sum(4 * int(np.prod(shape)) for shape in shapes.values())
+    if preset == "relunet16":
+        assert weights + sum(tensor.size for tensor in tensors.values()) < 20e6
