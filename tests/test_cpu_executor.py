@@ -41,3 +41,16 @@ def test_every_op_agrees_with_the_plain_loops(program: Path, first_seed: int) ->
     done = subprocess.run([str(program), str(first_seed), "15"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "passed" in done.stdout
+
+
+def test_kernels_share_no_code_with_the_rest(program: Path) -> None:
+    """An inline function compiled for AVX-512 must not be the copy that the linker keeps for every machine."""
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("needs nm of the binutils")
+    objects = sorted(BUILD.glob("CMakeFiles/uf_kernels_*/**/kernels.cpp.o"))
+    assert objects, f"no kernels in {BUILD}"
+    for path in objects:
+        listed = subprocess.run([nm, str(path)], capture_output=True, text=True, check=True).stdout
+        shared = [line for line in listed.splitlines() if line.split()[-2] in "wWvVu"]
+        assert shared == [], f"{path}: {shared}"
