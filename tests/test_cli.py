@@ -269,29 +269,30 @@ def test_bad_engine_files(tmp_path: Path, engine_file: Files, capsys: pytest.Cap
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_line() -> None:
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [sys.executable, "-m", "unet_fast", "verify", "pretrained", "--device", "cpu"],
-            stdout=full, stderr=subprocess.PIPE, text=True,
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         )  # fmt: skip
     assert result.returncode != 0
     assert "No space left" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_as_a_program() -> None:
-    result = subprocess.run([sys.executable, "-m", "unet_fast", "--version"], capture_output=True, text=True)
+def test_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "unet_fast", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.startswith("unet-fast ")
 
 
-def test_a_reader_that_goes_away(engine_file: Files) -> None:
+def test_a_reader_that_goes_away(engine_file: Files, tmp_path: Path) -> None:
     """`unet-fast inspect cells.unet | head -0`"""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "unet_fast", "inspect", str(engine_file("relunet16"))]
-    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(writer)
     assert result.stderr == ""
 
@@ -302,7 +303,7 @@ def test_ctrl_c(images: Path, tmp_path: Path, engine_file: Files) -> None:
         (images / f"more{index}.png").write_bytes((images / "grey.png").read_bytes())
     out = tmp_path / "out"
     command = [sys.executable, "-m", "unet_fast", "segment", str(engine_file("relunet16")), str(images), "-o", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (out.is_dir() and any(out.iterdir())):
         time.sleep(0.02)

@@ -6,6 +6,7 @@ to a few thousand terms, each rounded to 2**-24.  bf16 stores activations with 8
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ Array = np.ndarray[Any, Any]
 Files = Callable[..., Path]
 
 FLOAT32, BF16 = 1e-5, 1e-2
-ISAS = ("portable", "avx2", "avx512", "neon")
+ISAS = ("portable", "neon") if platform.machine() == "aarch64" else ("portable", "avx2", "avx512")
 
 
 def pytorch_probability(
@@ -98,9 +99,9 @@ def test_bf16(engine_file: Files, name: str) -> None:
     small, and their logits' rounding weighs more: the plain reference in bf16 is then above the limit too.
     """
     errors = []
-    for seed in (5,) if name == "relunet16" else (5, 6, 7):
+    for seed in (3,) if name == "relunet16" else (3, 4, 5):
         try:
-            engine = Engine(engine_file(name, seed, precision="bf16"), device="cpu", precision="bf16")
+            engine = Engine(engine_file(name, seed=seed), device="cpu", precision="bf16")
         except UnsupportedError as reason:
             pytest.skip(str(reason))
         images = images_for(engine, engine.tile, engine.tile, seed=seed, count=1)

@@ -580,10 +580,10 @@ def test_pretrained_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert np.array_equal(unet_fast.pretrained_engine(**CPU).probability(image), first)
 
 
-def test_torch_is_not_imported() -> None:
+def test_torch_is_not_imported(tmp_path: Path) -> None:
     code = (
         "import sys, unet_fast; unet_fast.pretrained_engine(device='cpu');"
         "print([name for name in ('torch', 'triton', 'matplotlib') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert result.stdout.strip() == "[]"
