@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
+import inspect
 import json
 import multiprocessing
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tests" / "fake_cuda"
@@ -52,22 +54,48 @@ class FakeMachine:
 
     def __init__(self, library: Path) -> None:
         self._folder = str(library.parent)
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """`function(*arguments)` there; what it raises is raised here."""
-        before = os.environ.get("LD_LIBRARY_PATH")
-        os.environ["LD_LIBRARY_PATH"] = self._folder + (f":{before}" if before else "")
-        try:
-            return self._pool.submit(function, *arguments).result()
-        finally:
-            if before is None:
-                del os.environ["LD_LIBRARY_PATH"]
-            else:
-                os.environ["LD_LIBRARY_PATH"] = before
+        """`function(*arguments)` there; what it raises is raised here, and the next call gets a fresh process."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LD_LIBRARY_PATH", self._folder, prepend=":")
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            try:
+                return self._pool.submit(function, *arguments).result()
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
-        self._pool.shutdown()
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = None
+
+
+def on_fake_gpu(body: Callable[..., None]) -> Callable[..., None]:
+    """Makes a test of a function of a `FakeDriver` and fixtures, which runs on a `FakeMachine`, the fixture `machine`.
+
+    The fixtures go through pickle.  At the end nothing illegal may have been done and nothing be left on the GPU.
+    """
+
+    def test(machine: FakeMachine, **fixtures: Any) -> None:
+        machine.run(_run_body, body.__module__, body.__name__, fixtures)
+
+    signature = inspect.signature(body)
+    machine = inspect.Parameter("machine", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [machine, *list(signature.parameters.values())[1:]]
+    vars(test).update(__signature__=signature.replace(parameters=parameters), __doc__=body.__doc__, body=body)
+    return test
+
+
+def _run_body(module: str, name: str, fixtures: dict[str, Any]) -> None:
+    driver = FakeDriver()
+    driver.configure()
+    getattr(importlib.import_module(module), name).body(driver, **fixtures)
+    driver.fail(0, 0)
+    driver.check()
 
 
 class FakeDriver:

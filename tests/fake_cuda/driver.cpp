@@ -173,6 +173,9 @@ EXPORT void fake_cuda_configure(const char *text) {
     const std::lock_guard<std::recursive_mutex> lock(s.mutex);
     const json options = json::parse(text);
     s.driver_version = options.value("driver", 13000);
+    s.violations.clear();
+    s.kernels_run = s.programmatic_edges = 0;
+    s.peak_bytes = 0;
     s.devices.clear();
     for (const json &device : options.value("devices", json::array({json::object()}))) {
         DeviceProperties properties;
