@@ -304,6 +304,7 @@ def test_random_documents_open_safely_or_not_at_all(good: bytes, seed: int) -> N
     assert opened > 0  # a name, an accuracy or a threshold may be anything
 
 
+@pytest.mark.slow  # a minute of compilation
 def test_mutations_under_sanitizers(engine_file: Callable[..., Path], tmp_path: Path) -> None:
     """The reader alone, built with AddressSanitizer and UBSan, in one process."""
     compiler = shutil.which("c++")
