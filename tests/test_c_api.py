@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -55,6 +56,12 @@ def test_every_function_from_c(engines: Path, tmp_path: Path) -> None:
 
 def test_threads_and_forks_from_cpp(engines: Path, tmp_path: Path) -> None:
     run(build(tmp_path / "test_threads", SOURCES / "test_threads.cpp"), engines / "plain.unet")
+
+
+def test_contexts_allocate_nothing_and_nothing_leaks(engines: Path, tmp_path: Path) -> None:
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("counts allocations in a way that needs glibc")
+    run(build(tmp_path / "test_no_allocation", SOURCES / "test_no_allocation.c"), engines / "plain.unet")
 
 
 def test_thread_pool(tmp_path: Path) -> None:
