@@ -38,24 +38,25 @@ def run(
     start = time.perf_counter()
     engine = Engine(path, device=device, threads=threads, precision=precision)
     print(f"opening    {1e3 * (time.perf_counter() - start):.0f} ms, {engine.info.ops} ops")
-    print(f"running on {_describe(engine)}; {engine.device_reason}")
+    print(f"running on {_describe(engine)}")
+    print(f"           {engine.device_reason}")
 
     rows, captions, latencies, counts = [], [], [], []
     print(f"\n{'image':>12}   {'size':>9}   {'IoU':>6}   {'latency':>10}", flush=True)
     progress = tqdm(range(images), desc="segmenting", unit="image", leave=False, disable=None)
     for index in progress:
-        seed = _FIRST_SEED + index
-        image, truth = synthetic.micrograph(seed, engine.tile, engine.tile)
+        image, truth = synthetic.micrograph(_FIRST_SEED + index, engine.tile, engine.tile)
         mask = engine.segment(image)
         latency_ms = _median_latency_ms(engine, image)
         overlap, union = _overlap_and_union(mask, truth)
         latencies.append(latency_ms)
         counts.append((overlap, union))
         size = f"{image.shape[0]}x{image.shape[1]}"
-        progress.write(f"{f'sample {seed}':>12}   {size:>9}   {overlap / union:6.3f}   {latency_ms:7.2f} ms")
+        name = f"sample {index + 1}"
+        progress.write(f"{name:>12}   {size:>9}   {overlap / union:6.3f}   {latency_ms:7.2f} ms")
         if index < _SHOWN:
             rows.append(_panels(engine, image, mask, truth))
-            captions.append(f"sample {seed}   IoU {overlap / union:.3f}   {latency_ms:.2f} ms")
+            captions.append(f"{name}   IoU {overlap / union:.3f}   {latency_ms:.2f} ms")
     pooled = sum(overlap for overlap, _ in counts) / sum(union for _, union in counts)
     latency_ms = statistics.median(latencies)
     print(f"{'all':>12}   {'':>9}   {pooled:6.3f}   {latency_ms:7.2f} ms  ({1e3 / latency_ms:.0f} images/s)")
@@ -64,14 +65,14 @@ def run(
         "unet_fast: synthetic micrographs of helical filaments",
         f"{weights.stem}, {_describe(engine)}: median latency {latency_ms:.2f} ms per {engine.tile}x{engine.tile} "
         f"image; pooled IoU of {images} images {pooled:.3f}",
-        ("image", "probability", "outline of the mask", "ground truth and errors"),
+        ("image", "probability (0 black, 1 yellow)", "outline of the mask", "ground truth and errors"),
         rows,
         captions,
         [
             (overlay.PALETTE[0], "outline of the predicted mask"),
-            ((255, 255, 255), "truth that was found"),
-            (overlay.MISSED, "missed"),
-            (overlay.EXTRA, "too much"),
+            ((255, 255, 255), "truth, found"),
+            (overlay.MISSED, "truth, missed"),
+            (overlay.EXTRA, "mask where there is no truth"),
         ],
     )
     result = folder / "overlay.png"

@@ -121,26 +121,26 @@ def sheet(
     `columns` heads the columns, `legend` explains colours at the foot.
     """
     panel_height, panel_width = rows[0][0].shape[:2]
-    large, medium, small = (ImageFont.load_default(size=size) for size in (30, 19, 17))
-    header, row_height = 118, panel_height + 40
+    large, medium, small = (ImageFont.load_default(size=size) for size in (40, 26, 24))
+    header, row_height = 152, panel_height + 50
     page_width = 2 * _MARGIN + len(columns) * (panel_width + _GAP) - _GAP
-    page_height = header + len(rows) * row_height + (44 if legend else 10)
+    page_height = header + len(rows) * row_height + (56 if legend else 10)
     page = Image.new("RGB", (page_width, page_height), _PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((_MARGIN, 18), title, font=large, fill=_INK)
-    draw.text((_MARGIN, 56), subtitle, font=small, fill=_FAINT_INK)
+    draw.text((_MARGIN, 68), subtitle, font=small, fill=_FAINT_INK)
     lefts = [_MARGIN + index * (panel_width + _GAP) for index in range(len(columns))]
     for left, column in zip(lefts, columns, strict=True):
-        draw.text((left, header - 30), column, font=medium, fill=_INK)
+        draw.text((left, header - 40), column, font=medium, fill=_INK)
     for index, (pictures, caption) in enumerate(zip(rows, captions, strict=True)):
         top = header + index * row_height
         for left, picture in zip(lefts, pictures, strict=True):
             page.paste(Image.fromarray(picture), (left, top))
-        draw.text((_MARGIN, top + panel_height + 7), caption, font=small, fill=_FAINT_INK)
+        draw.text((_MARGIN, top + panel_height + 8), caption, font=small, fill=_FAINT_INK)
     position = _MARGIN
     foot = header + len(rows) * row_height + 4
     for colour, meaning in legend:
-        draw.rectangle((position, foot + 2, position + 18, foot + 20), fill=colour, outline=_FAINT_INK)
-        draw.text((position + 27, foot), meaning, font=small, fill=_INK)
-        position += 27 + round(draw.textlength(meaning, font=small)) + 30
+        draw.rectangle((position, foot + 3, position + 24, foot + 27), fill=colour, outline=_FAINT_INK)
+        draw.text((position + 36, foot), meaning, font=small, fill=_INK)
+        position += 36 + round(draw.textlength(meaning, font=small)) + 44
     return page
