@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .engine import Engine, EngineInfo
     from .errors import DeviceError, EngineFileError, UnsupportedError
     from .graph import Graph, GraphError
+    from .paths import include_dir, library_dir
     from .pretrained import pretrained_engine
     from .spec import UNetSpec
 
@@ -31,6 +32,8 @@ _HOMES = {
     "GraphError": "graph",
     "pretrained_engine": "pretrained",
     "UNetSpec": "spec",
+    "include_dir": "paths",
+    "library_dir": "paths",
 }
 
 __all__ = [  # noqa: RUF022 - what users meet first
@@ -44,6 +47,8 @@ __all__ = [  # noqa: RUF022 - what users meet first
     "EngineFileError",
     "GraphError",
     "UnsupportedError",
+    "include_dir",
+    "library_dir",
 ]
 
 
