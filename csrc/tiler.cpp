@@ -10,7 +10,7 @@ namespace uf {
 
 namespace {
 
-// Exact tiles are as large as this by default: at a halo of 112 pixels, two thirds of each tile are kept.
+// Exact tiles are as large as this by default: at a halo of 96 pixels, two thirds of each tile are kept.
 constexpr int64_t exact_tile = 1024;
 
 template <class... Parts> [[noreturn]] void refuse(const Parts &...parts) {
