@@ -15,6 +15,7 @@ from bench.workloads import Network, Networks
 from unet_fast import Engine
 from unet_fast.bench import SETTLE_BELOW_S, timed_turn
 from unet_fast.errors import UnsupportedError
+from unet_fast.freeze import Precision
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,7 +76,7 @@ class Session:
     def machine_class(self) -> str:
         return machine.machine_class(self.about, self.threads)
 
-    def engine(self, network: Network, precision: str, device: str = "cpu", **options: Any) -> Engine:
+    def engine(self, network: Network, precision: Precision, device: str = "cpu", **options: Any) -> Engine:
         """The network's engine, with the threads of the session unless `options` say otherwise.
 
         The test is skipped where this machine has no such device or precision.

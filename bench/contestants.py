@@ -212,7 +212,7 @@ BUILDERS: dict[str, Callable[[Case], tuple[str, Callable[[], Any]]]] = {
     "MNN": _mnn,
 }
 #: Ready in seconds, for --quick.
-QUICK = ["PyTorch", "ONNX Runtime"]
+QUICK = ["PyTorch"]
 
 
 def _import(package: str) -> Any:

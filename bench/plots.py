@@ -16,13 +16,14 @@ COLOURS = ("c0", "c1", "c2", "c3", "c4", "c5", "c6", "c7")
 
 
 class Series(NamedTuple):
-    """A named line (or, without `line`, points) in one colour."""
+    """A named line, points, or both, in one colour."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int
     line: bool = True
+    points: bool = True
 
 
 def bars(title: str, rows: Sequence[tuple[str, float, float, float, int]], unit: str) -> str:
@@ -70,11 +71,11 @@ def lines(
         points = [f"{x_axis(x):.1f} {y_axis(y):.1f}" for x, y in zip(one.x, one.y, strict=True)]
         if one.line:
             parts.append(f'<path class="line {colour}" d="M{"L".join(points)}"/>')
-        if not one.line or len(points) <= 12:
+        if one.points:
             for point in points:
-                x, y = point.split()
+                cx, cy = point.split()
                 parts.append(
-                    f'<circle class="{colour}" cx="{x}" cy="{y}" r="3"><title>{escape(one.name)}</title></circle>'
+                    f'<circle class="{colour}" cx="{cx}" cy="{cy}" r="3"><title>{escape(one.name)}</title></circle>'
                 )
     parts.append(_text((left + WIDTH - right) / 2, height - 4, x_label, "middle"))
     legend, y = [], height + 12.0
@@ -98,7 +99,7 @@ class _Axis:
         if log:
             low, high = low / 1.15, high * 1.15
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            steps = (1,) if high / low > 1000 else (1, 2, 5)
+            steps = (1,) if high / low > 1000 else (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 7)
             self.ticks = [step * 10.0**n for n in decades for step in steps if low <= step * 10.0**n <= high]
         else:
             margin = (high - low or abs(high) or 1.0) / 20
@@ -117,11 +118,8 @@ class _Axis:
 
 
 def _short(value: float) -> str:
-    """Three digits, with k, M, G for thousands: "1.5k"."""
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g}{unit}"
-    return f"{value:.3g}"
+    """Three digits at least, as "0.12" or "3,720"."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> str:

@@ -92,7 +92,7 @@ def slim(stored: dict[str, Any]) -> None:
     stored["benchmarks"] = rounded(stored["benchmarks"])
 
 
-# -- tables ---------------------------------------------------------------------------------------------------------------
+# -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def advantage(row: dict[str, Any], peer: str) -> Interval:
@@ -169,7 +169,7 @@ def latency_table(run: Run) -> Table:
             [
                 name.replace("/", ", "),
                 *("-" if figure is None else duration(figure) for figure in figures),
-                str(latency["count"]),
+                str(latency["frames"]),
                 missed,
                 str(row["lost"]),
             ]
@@ -203,8 +203,8 @@ def sections(run: Run) -> list[tuple[str, str, Table]]:
     every = [
         (
             "Against what else there is",
-            "Time of `segment`, image in and mask out, host to host; the right columns are the time of others over ours, "
-            f"in the same rounds, for the network alone (no normalisation, no threshold). {rate}",
+            "Time of `segment`, image in and mask out, host to host; the right columns are the time of others over "
+            f"ours, in the same rounds, for the network alone (no normalisation, no threshold). {rate}",
             segment_table(run),
         ),
         ("Large images", "One image of side x side x 3 pixels, in tiles.", plain_table(run, "tiled", "tiling / side")),
@@ -252,7 +252,7 @@ def markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *rows))
 
 
-# -- the page -------------------------------------------------------------------------------------------------------------
+# -- the page ----------------------------------------------------------------------------------------------------------
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1a1d21; --soft: #5c6570; --line: #d9dee4; --page: #fff; --card: #f6f8fa;
@@ -266,7 +266,8 @@ body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--page);
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 p, li { color: var(--soft); max-width: 60rem; }
 code { font-size: .9em; }
-.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.charts { display: grid; gap: 1rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
 figure { margin: 0; padding: .75rem; background: var(--card); border-radius: .5rem; }
 figcaption { font-size: .9rem; font-weight: 600; margin-bottom: .25rem; }
 svg { width: 100%; height: auto; display: block; } svg text { font-size: 11px; fill: var(--text); }
@@ -345,16 +346,17 @@ def roofline_chart(run: Run) -> list[str]:
             points.setdefault(row["precision"], []).append((row["flops"] / row["bytes"], rate))
     if not points:
         return []
-    x = [value for found in points.values() for value, _ in found]
-    low, high = min(x) / 2, max(x) * 2
+    intensities = [value for found in points.values() for value, _ in found]
+    low, high = min(intensities) / 2, max(intensities) * 2
     series = []
     for index, (precision, found) in enumerate(points.items()):
         if precision in rates:
             knee = rates[precision] / bandwidth
             axis = sorted({low, min(max(knee, low), high), high})
             roof = [min(rates[precision], bandwidth * value) / 1e9 for value in axis]
-            series.append(plots.Series(f"limit, {precision}", axis, roof, index))
-        series.append(plots.Series(f"measured, {precision}", *zip(*found, strict=True), index, line=False))
+            series.append(plots.Series(f"limit, {precision}", axis, roof, index, points=False))
+        x, y = zip(*found, strict=True)
+        series.append(plots.Series(f"measured, {precision}", x, y, index, line=False))
     return [plots.lines("Roofline", series, "operations per byte that must move", "GFLOP/s")]
 
 
@@ -384,7 +386,7 @@ def latency_charts(run: Run) -> list[str]:
         series = by_pace.setdefault(pace, [])
         milliseconds = [1e3 * value for value in row["quantiles"]]
         percent = [100 * quantile for quantile in QUANTILES]
-        series.append(plots.Series(f"{contestant} {precision}", percent, milliseconds, len(series)))
+        series.append(plots.Series(f"{contestant} {precision}", percent, milliseconds, len(series), points=False))
     return [
         plots.lines(f"Latency, {pace}", series, "per cent of the frames take at most", "ms", x_log=False)
         for pace, series in by_pace.items()
@@ -427,7 +429,9 @@ def readme_section(runs: Sequence[Run]) -> str:
 
 
 def readme(text: str, runs: Sequence[Run]) -> str:
-    """`text` of README.md with the part between the two markers made anew."""
+    """`text` of README.md with the part between the two markers made anew; the same text where there are no runs yet."""
+    if not runs:
+        return text
     before, begin, rest = text.partition(README_BEGIN)
     _, end, after = rest.partition(README_END)
     if not (begin and end):

@@ -54,7 +54,7 @@ class Latency(NamedTuple):
     p99: float | None
     p999: float | None
     worst: float
-    count: int
+    frames: int
     missed: int | None
 
     @classmethod
@@ -65,9 +65,9 @@ class Latency(NamedTuple):
             float(np.median(samples)),
             float(np.percentile(samples, 99)) if count >= 200 else None,
             float(np.percentile(samples, 99.9)) if count >= 2000 else None,
-            max(samples),
+            float(max(samples)),
             count,
-            None if deadline_s is None else sum(sample > deadline_s for sample in samples),
+            None if deadline_s is None else sum(bool(sample > deadline_s) for sample in samples),
         )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tests.networks import random_weights
 from train.model import UNet
-from unet_fast.freeze import freeze
+from unet_fast.freeze import Precision, freeze
 from unet_fast.graph import Graph, from_spec
 from unet_fast.plan import cost
 from unet_fast.spec import UNetSpec
@@ -66,12 +66,15 @@ class Network:
         return logits.permute(0, 2, 3, 1).numpy()
 
     @functools.cached_property
-    def image_logits(self) -> Array:
-        """The truth of `images`, one at a time, as (IMAGES, side, side, classes)."""
-        return np.concatenate([self.truth(image[None]) for image in self.images])
+    def _image_logits(self) -> dict[int, Array]:
+        """The truth of those of `images` that were asked for."""
+        return {}
 
     def batch_logits(self, count: int) -> Array:
-        return self.image_logits[np.arange(count) % IMAGES]
+        """The truth of `batch(count)`: (count, side, side, classes)."""
+        for index in range(len(self._image_logits), min(count, IMAGES)):
+            self._image_logits[index] = self.truth(self.images[index : index + 1])[0]
+        return np.stack([self._image_logits[index % IMAGES] for index in range(count)])
 
     @functools.cached_property
     def flops(self) -> int:
@@ -87,7 +90,7 @@ class Network:
         weights = sum(value.size for value in self.weights.values())
         return 4 * weights + self.side**2 * (self.spec.in_channels + self.spec.classes)
 
-    def engine_file(self, precision: str, gpu_target: str = "") -> Path:
+    def engine_file(self, precision: Precision, gpu_target: str = "") -> Path:
         """The network frozen, aiming at `precision`, for the CPU and a GPU such as "sm_90"; made once."""
         path = self.folder / f"{self.name}-{precision}{gpu_target}.unet"
         if not path.exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,8 @@ from .engine import Engine
 from .errors import UnsupportedError
 from .plan import cost
 
-#: A turn begins with an untimed call, so that it meets warm caches and no one else's spinning threads.  Those cost a few
-#: milliseconds at most, so calls longer than this go without.
+#: A turn begins with an untimed call, so that it meets warm caches and no one else's spinning threads.  Those cost a
+#: few milliseconds at most, so calls longer than this go without.
 SETTLE_BELOW_S = 0.2
 _RESAMPLES = 1000
 _PRECISIONS = ("float32", "bf16", "fp16", "int8")
@@ -115,13 +116,13 @@ def bench(engine: Engine, *, seconds: float = 3.0) -> str:
         )
 
     batches = {batch: images[:batch] for batch in (1, 4, 16)}
-    measured = time_in_turns({str(n): lambda n=n: _result(engine, batches[n]) for n in batches}, 3 * seconds)
+    measured = time_in_turns({str(n): partial(_result, engine, batches[n]) for n in batches}, 3 * seconds)
     for batch in batches:
         add(f"batch {batch}", measured[str(batch)], batch)
     for name, samples in time_in_turns(_variants(engine, images[0]), 2 * seconds).items():
         add(name, samples)
-    add("after 1 s of idleness", _after_idleness(lambda: _result(engine, images[0]), max(3, int(seconds))))
-    add("load to first result", time_in_turns({"": lambda: _load_and_run(engine, images[0])}, seconds)[""])
+    add("after 1 s of idleness", _after_idleness(partial(_result, engine, images[0]), max(3, int(seconds))))
+    add("load to first result", time_in_turns({"": partial(_load_and_run, engine, images[0])}, seconds)[""])
     about = f"{side} x {side} x {info.channels}, uint8 in and the result out; {flops / 1e9:.2f} GFLOP per image"
     load = f"load of the machine {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores"
     return f"{engine!r}\n{about}; {load}\n\n{table(rows)}"
@@ -145,7 +146,7 @@ def _variants(engine: Engine, image: NDArray[Any]) -> dict[str, Callable[[], Any
             other = Engine(engine.source, **keywords)
         except (UnsupportedError, ValueError):  # this file or machine has no such precision
             continue
-        calls[name] = lambda other=other: _result(other, image)
+        calls[name] = partial(_result, other, image)
     return calls
 
 

@@ -1,4 +1,4 @@
-"""The `unet-fast` command: demo, freeze, segment, inspect, verify.
+"""The `unet-fast` command: demo, freeze, segment, inspect, verify, bench.
 
 Exit status: 0 success; 1 something failed, with one line for each reason on stderr; 2 wrong usage; 130 Ctrl-C.
 """
@@ -112,6 +112,13 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if result.passed else 1
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from .bench import bench
+
+    print(bench(open_engine(options)))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="unet-fast", description="Freeze a trained U-Net into one file and run it.")
     parser.add_argument("--version", action="version", version=f"unet-fast {_native.version()}")
@@ -163,6 +170,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("verify", parents=[run], help="replay the golden images that an engine file holds")
     command.add_argument("engine", help=engine_help)
     command.set_defaults(run=_verify)
+
+    command = commands.add_parser("bench", parents=[run], help="measure how fast an engine file is on this machine")
+    command.add_argument("engine", help=engine_help)
+    command.set_defaults(run=_bench)
     return parser
 
 

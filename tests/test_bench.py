@@ -1,0 +1,313 @@
+"""The benchmarks' own machinery: statistics, the guard on recorded noise, contestants, the report, the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import contestants, guard, report
+from bench.timing import Latency, Pace, growth_exponent, quantiles
+from bench.workloads import Networks
+from unet_fast import Engine
+from unet_fast.bench import bench, duration, median_interval, time_in_turns
+
+ROOT = Path(__file__).resolve().parent.parent
+NOISE = guard.RESULTS / "noise.json"
+
+
+def test_median_interval_covers_the_median() -> None:
+    covered = 0
+    for seed in range(200):
+        low, high = median_interval(np.random.default_rng(seed).lognormal(0, 0.3, 40))[1:]
+        covered += low <= 1.0 <= high
+    assert covered >= 180  # 190 expected of a 95 % interval
+
+
+def test_calls_take_turns() -> None:
+    order: list[str] = []
+    samples = time_in_turns({name: lambda name=name: order.append(name) for name in "ABC"}, 0.0, least=4)
+    assert all(len(seconds) == 4 for seconds in samples.values())
+    # After the warming up, each turn is an untimed call and a timed one.
+    assert "".join(order[-24:]) == "AABBCC" * 4
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_growth_exponent(power: float) -> None:
+    random, sizes = np.random.default_rng(0), [1, 2, 4, 8, 16]
+    samples = [3.0 * size**power * random.normal(1, 0.02, 30) for size in sizes]
+    exponent = growth_exponent(sizes, samples)
+    assert exponent.low <= power <= exponent.high
+    assert exponent.high - exponent.low < 0.05
+
+
+def test_a_slow_caller_loses_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [5.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    pace = Pace(10)
+    taken = []
+    for busy in (0.02, 0.09, 0.35, 0.01):
+        pace()
+        taken.append(round(now[0] - 5.0, 9))
+        now[0] += busy
+    pace()
+    # The frames of 0.3, 0.4 and 0.5 s came while that of 0.2 s was being computed.
+    assert (*taken, round(now[0] - 5.0, 9)) == (0.0, 0.1, 0.2, 0.6, 0.7)
+    assert pace.lost == 3
+
+
+def test_latency_says_only_what_the_samples_show() -> None:
+    samples = [0.01] * 198 + [0.05, 0.2]
+    latency = Latency.of(samples, 0.04)
+    assert (latency.median, latency.worst, latency.frames, latency.missed) == (0.01, 0.2, 200, 2)
+    assert latency.p99 is not None
+    assert latency.p999 is None
+    assert Latency.of(samples, None).missed is None
+    assert quantiles(samples)[-1] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.5, "1.5 s"), (0.0123, "12.3 ms"), (0.9996, "1e+03 ms"), (2e-6, "2 us"), (5e-10, "0 ns")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text.replace("1e+03", "1000")
+
+
+# -- the guard ---------------------------------------------------------------------------------------------------------
+
+
+def outcomes(factor: float) -> list[str]:
+    """What the guard says of recorded processes, the second of each pair slowed down by `factor`."""
+    processes = [np.asarray(ratios) for ratios in json.loads(NOISE.read_text())["ratios"]]
+    pairs = itertools.permutations(range(len(processes)), 2)
+    return [guard.compare(processes[one], factor * processes[other]).outcome for one, other in pairs]
+
+
+def test_the_guard_finds_a_slow_down_by_a_tenth() -> None:
+    found = outcomes(1.10)
+    assert sum(outcome in ("slower", "fails") for outcome in found) >= 0.95 * len(found)
+
+
+def test_the_guard_raises_no_false_alarm() -> None:
+    found = outcomes(1.0)
+    assert sum(outcome in ("slower", "fails") for outcome in found) < 0.02 * len(found)
+
+
+def test_the_guard_fails_what_is_certainly_more_than_a_tenth_slower() -> None:
+    assert outcomes(1.25).count("fails") >= 0.95 * len(outcomes(1.25))
+    assert outcomes(1.05).count("fails") == 0
+
+
+def test_a_failure_shows_both_distributions_and_the_op() -> None:
+    random = np.random.default_rng(0)
+    before = {name: list(random.normal(1, 0.02, 50)) for name in ("segment", "op/conv/16at256", "op/conv/32at128")}
+    factors = {"segment": 1.3, "op/conv/16at256": 1.01, "op/conv/32at128": 1.5}
+    now = {name: list(factor * random.normal(1, 0.02, 50)) for name, factor in factors.items()}
+    baseline = guard.Baseline(before, {})
+    verdict = guard.compare(before["segment"], now["segment"])
+    text = guard.explanation("segment", verdict, baseline, now)
+    assert verdict.outcome == "fails"
+    assert re.search(r"moved most: conv/32at128, \+(4|5)\d\.\d %", text)
+    assert re.search(r"baseline +\|.*\| +median 1\.0", text)
+    assert re.search(r"now +\|.*\| +median 1\.[23]", text)
+
+
+def test_a_baseline_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "one.json"
+    guard.Baseline({"row": [1.23456, 2.0]}, {"cpu": "some"}).save(path)
+    assert guard.Baseline.load(path).rows == {"row": [1.235, 2.0]}
+    assert guard.Baseline.path("main", "some-cpu-2t").name == "baseline-some-cpu-2t-main.json"
+    assert guard.Baseline.path(str(path), "some-cpu-2t") == path
+
+
+# -- contestants -------------------------------------------------------------------------------------------------------
+
+
+def test_contestants_that_are_wrong_or_fail_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Networks(tmp_path).tiny()
+
+    def absent(_: contestants.Case) -> Any:
+        raise contestants.Absent("not installed")
+
+    def fails(_: contestants.Case) -> Any:
+        raise OSError("cannot")
+
+    builders: dict[str, Callable[[contestants.Case], Any]] = {
+        "PyTorch": contestants.BUILDERS["PyTorch"],
+        "wrong": lambda case: ("zeros", lambda: np.zeros_like(network.batch_logits(case.batch))),
+        "not a number": lambda case: ("NaN", lambda: np.nan * network.batch_logits(case.batch)),
+        "absent": absent,
+        "fails": fails,
+    }
+    monkeypatch.setattr(contestants, "BUILDERS", builders)
+    monkeypatch.setattr(contestants, "_PRECISIONS", {(name, "cpu"): ("float32",) for name in builders})
+    ready, left_out = contestants.prepare(contestants.Case(network, 2, "float32", 1), list(builders))
+    assert [one.name for one in ready] == ["PyTorch"]
+    assert ready[0].error < 1e-6
+    assert left_out["wrong"].startswith("wrong: relative error 1.0e+00")
+    assert left_out["not a number"].startswith("wrong: relative error nan")
+    assert left_out["absent"] == "not installed"
+    assert left_out["fails"] == "failed: OSError: cannot"
+
+
+# -- the report --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored() -> dict[str, Any]:
+    """A results.json with a row of every kind, of an imaginary machine."""
+    random = np.random.default_rng(0)
+
+    def seconds(usual: float, count: int = 30) -> list[float]:
+        return list(usual * random.lognormal(0, 0.05, count))
+
+    def row(name: str, usual: float, **extra: Any) -> dict[str, Any]:
+        return {"extra_info": {"row": name, **extra}, "stats": {"data": seconds(usual)}}
+
+    facts = {"device": "cpu", "precision": "float32", "batch": 1, "flops": 6e9, "bytes": 8e6, "settings": "2 threads"}
+    peers = {
+        name: {"settings": f"{name} & <settings>", "error": 1e-6, "seconds": seconds(usual)}
+        for name, usual in (("PyTorch", 0.04), ("torch.compile", 0.036), ("ONNX Runtime", 0.03))
+    }
+    short = {"one op": {"settings": "", "error": 0.0, "seconds": seconds(0.01)}}
+    spread = sorted(seconds(0.02, len(quantiles([1.0]))))
+    latency = Latency.of(spread, 0.1)._asdict()
+    return {
+        "machine_info": {
+            "cpu": "Imaginary <CPU>", "cores": 2, "caches": "L2 1024K", "memory_gb": 8, "gpu": "", "system": "Linux",
+            "python": "3.11", "packages": {"numpy": "2"}, "load": [0.1, 0.1, 0.1], "command": "pytest bench/",
+            "ceilings": {"threads": 2, "operations_per_s": {"float32": 2e11, "bf16": 4e11}, "bytes_per_s": 2e10},
+        },
+        "commit_info": {"id": "0123456789abcdef", "dirty": False},
+        "datetime": "2026-01-02T03:04:05",
+        "benchmarks": [
+            *(row(f"segment/{net}/cpu/float32/batch1", 0.02, peers=peers, verdict="same: +0.1 %", **facts)
+              for net in ("relunet16", "relunet64")),
+            row("tiled/relunet16/cpu/float32/fast/1024", 0.4, peers={}, **facts),
+            row("load/relunet16/float32", 0.05, peers={}, **facts),
+            row("overhead/call", 1e-5, c_segment_seconds=7e-6, c_enqueue_seconds=6e-6, quantiles=spread, **facts),
+            row("op/conv/16at256/float32", 0.02, peers=short, repeats=4, precision="float32", op_flops=3e8,
+                op_bytes=8e6),
+            row("latency/unet_fast/float32/10 Hz", 0.02, latency=latency, lost=3, quantiles=spread, **facts),
+            row("latency/ONNX Runtime/float32/10 Hz", 0.03, latency=latency, lost=0, quantiles=spread, **facts),
+            row("growth/batch/float32", 0.1, axis="batch", precision="float32", sizes=[1, 2, 4],
+                seconds=[seconds(0.02), seconds(0.04), seconds(0.08)], exponent=[1.0, 0.98, 1.02]),
+        ],
+    }  # fmt: skip
+
+
+def test_markdown(stored: dict[str, Any]) -> None:
+    text = report.markdown(report.Run(stored))
+    assert re.search(r"\| relunet16 / cpu / float32 / batch1 \| \S+ ms \|.*\| 1\.[45]\dx \(.*\) \|", text)
+    assert "commit 0123456789ab" in text
+    for line in (
+        "conv 16at256 float32",
+        "uf_enqueue, from C | 6 us",
+        "unet_fast, float32, 10 Hz",
+        "batch, float32 | 1.00",
+    ):
+        assert line in text
+    tables = re.findall(r"(?:^\|.*\|$\n)+", text, re.MULTILINE)
+    assert len(tables) == 7
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_slim_keeps_what_the_report_needs(stored: dict[str, Any]) -> None:
+    stored["benchmarks"][0]["stats"]["data"] = [0.0123456789] * 30
+    stored["benchmarks"][-2]["stats"]["data"] = [0.02] * 1000
+    report.slim(stored)
+    assert stored["benchmarks"][0]["stats"]["data"][0] == 0.01235
+    assert "data" not in stored["benchmarks"][-2]["stats"]
+    report.html(report.Run(json.loads(json.dumps(stored))))
+
+
+def test_page_needs_nothing_else(stored: dict[str, Any]) -> None:
+    page = report.html(report.Run(stored))
+    assert "Imaginary &lt;CPU&gt;" in page
+    assert "<settings>" not in page
+    assert not re.search(r"<script|<link|https?://|url\(|@import", page)
+
+
+#: What the page is asked in the browser: whether anything sticks out, of the window or of its chart.
+PROBE = """<script>
+const out = [];
+if (document.documentElement.scrollWidth > window.innerWidth) out.push("the page is wider than the window");
+for (const svg of document.querySelectorAll("svg")) {
+  const frame = svg.getBoundingClientRect(), name = svg.getAttribute("aria-label");
+  if (frame.width < 200 || frame.height < 30) out.push(name + ": too small");
+  for (const part of svg.querySelectorAll("text, rect, path, circle")) {
+    const box = part.getBoundingClientRect();
+    const beside = box.left < frame.left - 1 || box.right > frame.right + 1;
+    if (beside || box.top < frame.top - 1 || box.bottom > frame.bottom + 1)
+      out.push(name + ": " + (part.textContent || part.tagName) + " sticks out");
+  }
+}
+document.title = window.innerWidth + " px: " + (out.join("; ") || "fits");
+</script>"""
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_page_fits_phone_and_desktop(width: int, stored: dict[str, Any], tmp_path: Path) -> None:
+    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    if browser is None:
+        pytest.skip("needs Chromium, on the PATH or named by the environment variable CHROMIUM")
+    page = tmp_path / "page.html"
+    # The page stands in a frame: Chromium's own window cannot be as narrow as a phone.
+    page.write_text(report.html(report.Run(stored)).replace("</body>", f"{PROBE}</body>"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<title>waiting</title><iframe src="page.html" width="{width}" height="900" style="border:0" '
+        'onload="document.title = this.contentDocument.title"></iframe>'
+    )
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+               f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom",
+               frame.as_uri()]  # fmt: skip
+    page_title = subprocess.run(command, capture_output=True, text=True, check=True, timeout=80).stdout
+    assert f"<title>{width} px: fits</title>" in page_title, page_title[:500]
+
+
+def test_readme_shows_the_committed_results() -> None:
+    assert report.main(["--readme", "--check"]) == 0, "run: python -m bench.report --readme"
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def test_unet_fast_bench(engine_file: Callable[..., Path]) -> None:
+    text = bench(Engine(engine_file("plain"), device="cpu", threads=2), seconds=0.01)
+    for row in ("batch 1", "batch 16", "float32", "one thread", "after 1 s of idleness", "load to first result"):
+        assert re.search(rf"^{row} +\d", text, re.MULTILINE), text
+
+
+def test_pytest_bench_guards_by_a_baseline(tmp_path: Path) -> None:
+    """One quick row, against a baseline that it cannot reach."""
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        pytest.skip("needs pytest-benchmark, of the extra [bench]")
+    row = "load/relunet16/float32"
+    guard.Baseline({row: [1e-3, 1.1e-3, 1.2e-3, 1.1e-3]}, {}).save(tmp_path / "fast.json")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "bench", "--quick", "-k", "first_mask and float32", "-p", "no:cacheprovider",
+         "--against", str(tmp_path / "fast.json"), "--save-baseline", str(tmp_path / "saved.json"),
+         "--report", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"{row} fails: +" in result.stdout
+    assert "baseline  |" in result.stdout
+    assert row in guard.Baseline.load(tmp_path / "saved.json").rows
+    assert row.removeprefix("load/").replace("/", " / ") in (tmp_path / "results.md").read_text()
