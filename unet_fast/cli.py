@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path, help="a checkpoint of `python -m train` (.safetensors)")
     command.add_argument("-o", "--output", type=Path, help="engine file (default: CHECKPOINT with the ending .unet)")
     command.add_argument("--targets", default="cpu", help="devices to prepare for, with commas (default: %(default)s)")
-    command.add_argument("--precision", default="bf16", help="float32, bf16 or fp16 (default: %(default)s)")
+    command.add_argument("--precision", default="fp16", help="float32, bf16 or fp16 (default: %(default)s)")
     command.add_argument("--name", help="name in the file (default: that of the file)")
     command.set_defaults(run=_freeze)
 
