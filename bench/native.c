@@ -72,7 +72,8 @@ static double run_on_threads(share job, int threads) {
     return started == threads ? now() - start : -1;
 }
 
-/* -- peak arithmetic: chains of multiply-adds in registers ----------------------------------------------------------- */
+/* -- peak arithmetic: chains of multiply-adds in registers -----------------------------------------------------------
+ */
 
 static volatile float sink; /* keeps results, and with them the work, alive */
 
@@ -132,8 +133,8 @@ static void multiply_add_int8(const share *job) {
 }
 #endif
 
-/* Operations per second (2 per multiply-add) of "float32", "bf16" or "int8" on `threads` threads; 0 where this CPU has no
- * instruction for it, below 0 if threads cannot be had. */
+/* Operations per second (2 per multiply-add) of "float32", "bf16" or "int8" on `threads` threads; 0 where this CPU has
+ * no instruction for it, below 0 if threads cannot be had. */
 double peak_operations(const char *precision, int threads, int64_t repeats) {
     share job = {multiply_add_float32, 0, threads, repeats, 0, NULL, NULL, NULL};
     double operations = 2.0 * VECTOR_BYTES / sizeof(float);
@@ -157,7 +158,8 @@ double peak_operations(const char *precision, int threads, int64_t repeats) {
     return operations * SUMS * (double)repeats * threads / run_on_threads(job, threads);
 }
 
-/* -- memory bandwidth ------------------------------------------------------------------------------------------------ */
+/* -- memory bandwidth ------------------------------------------------------------------------------------------------
+ */
 
 static void triad(const share *job) {
     const int64_t first = job->elements * job->part / job->parts, last = job->elements * (job->part + 1) / job->parts;
@@ -218,13 +220,14 @@ double reference_seconds(int threads, int64_t repeats) {
     return run_on_threads((share){convolve, 0, threads, repeats, 0, NULL, NULL, NULL}, threads);
 }
 
-/* -- a call of the C API --------------------------------------------------------------------------------------------- */
+/* -- a call of the C API ---------------------------------------------------------------------------------------------
+ */
 
 /* The seconds of `rounds` calls of uf_segment and of uf_enqueue, in turns, for one uint8 image of height x width x
  * channels.  `library` is the path of libunet_fast.so.  Returns 0, else `message` says what failed. */
-int time_c_api(const char *library, const char *engine_path, const uf_options *options, const uint8_t *pixels, int height,
-               int width, int channels, uint8_t *mask, int rounds, double *segment_seconds, double *enqueue_seconds,
-               char *message, size_t message_bytes) {
+int time_c_api(const char *library, const char *engine_path, const uf_options *options, const uint8_t *pixels,
+               int height, int width, int channels, uint8_t *mask, int rounds, double *segment_seconds,
+               double *enqueue_seconds, char *message, size_t message_bytes) {
     void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
     if (handle == NULL) {
         snprintf(message, message_bytes, "%s", dlerror());
@@ -232,7 +235,8 @@ int time_c_api(const char *library, const char *engine_path, const uf_options *o
     }
     uf_status (*open_engine)(const char *, const uf_options *, uf_engine **) = dlsym(handle, "uf_engine_open");
     uf_status (*create)(uf_engine *, int32_t, int32_t, int32_t, uf_context **) = dlsym(handle, "uf_context_create");
-    uf_status (*segment)(uf_engine *, const uf_image *, const uf_run_options *, uf_output *) = dlsym(handle, "uf_segment");
+    uf_status (*segment)(uf_engine *, const uf_image *, const uf_run_options *, uf_output *) =
+        dlsym(handle, "uf_segment");
     uf_status (*enqueue)(uf_context *, const uf_image *, float, uf_output *, void *) = dlsym(handle, "uf_enqueue");
     const char *(*last_error)(void) = dlsym(handle, "uf_last_error");
     void (*destroy)(uf_context *) = dlsym(handle, "uf_context_destroy");

@@ -55,7 +55,8 @@ Choice choose_executor(const std::shared_ptr<const Plan> &plan, const std::share
     }
     if (options.device == "cuda" || options.device.rfind("cuda:", 0) == 0) {
         if (options.refuse_embedded_code)
-            throw Error(UF_ERR_UNSUPPORTED, message("device ", in_quotes(options.device), " runs GPU code of the file, which the "
+            throw Error(UF_ERR_UNSUPPORTED, message("device ", in_quotes(options.device),
+                                                    " runs GPU code of the file, which the "
                                                     "options refuse; use device cpu, or accept the code"));
         return {make_cuda_executor(plan, options.device, options.precision), "asked for"};
     }
@@ -226,8 +227,9 @@ void Engine::segment(const ImageBatch &images, const RunOptions &options, const 
         const auto whole = [](const TileAxis &axis, int64_t size) {
             return axis.tiles.size() == 1 && axis.side == size && axis.result == axis.core;
         };
-        const bool direct = layout.kind == Layout::Kind::abutting && layout.mirror == 0 && whole(layout.y, images.height) &&
-                            whole(layout.x, images.width) && plan_->normalisation.kind == NormalisationKind::fixed;
+        const bool direct = layout.kind == Layout::Kind::abutting && layout.mirror == 0 &&
+                            whole(layout.y, images.height) && whole(layout.x, images.width) &&
+                            plan_->normalisation.kind == NormalisationKind::fixed;
         if (direct) {
             segment_here(images, options, layout, outputs);
             return;
@@ -466,8 +468,9 @@ void Session::run(const uf_image &image, float threshold, const uf_output &outpu
     const OutputBatch outputs =
         check_output(output, images.count, shape.height - 2 * plan.margin, shape.width - 2 * plan.margin, plan);
     if (images.first.on_device && plan.normalisation.kind == NormalisationKind::standardise)
-        throw Error(UF_ERR_UNSUPPORTED, "this network standardises each image by its own pixels, which have to be in host "
-                                        "memory for that; pass such memory, or call uf_segment");
+        throw Error(UF_ERR_UNSUPPORTED,
+                    "this network standardises each image by its own pixels, which have to be in host "
+                    "memory for that; pass such memory, or call uf_segment");
     try {
         run_here(images, checked.threshold, outputs, stream);
     } catch (const Error &error) {

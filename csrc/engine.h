@@ -22,8 +22,8 @@ struct EngineOptions {
     bool refuse_embedded_code = false;
 };
 
-// Immutable but for the pool of idle contexts and, on device "auto", the change to the CPU when the GPU is lost; any thread
-// may call.
+// Immutable but for the pool of idle contexts and, on device "auto", the change to the CPU when the GPU is lost; any
+// thread may call.
 class Engine {
   public:
     // Throws UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED for options that cannot be met.
@@ -37,8 +37,8 @@ class Engine {
     // `layout` is that of the images and options; `outputs` must have been checked for its height and width.
     void segment(const ImageBatch &images, const RunOptions &options, const Layout &layout, const OutputBatch &outputs);
 
-    // For what failed on `lost` with `error`: whether it is worth another try, because that executor's GPU was lost and the
-    // engine, opened with device "auto", now runs on the CPU.
+    // For what failed on `lost` with `error`: whether it is worth another try, because that executor's GPU was lost and
+    // the engine, opened with device "auto", now runs on the CPU.
     bool fall_back(const Executor &lost, const Error &error);
 
   private:

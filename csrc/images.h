@@ -44,8 +44,8 @@ struct OutputBatch {
     }
 };
 
-// Throw UF_ERR_INVALID_ARGUMENT for what unet_fast.h does not allow, UF_ERR_UNSUPPORTED for the mask of a network that has
-// none.  Whether device memory is accepted is the executor's to say.
+// Throw UF_ERR_INVALID_ARGUMENT for what unet_fast.h does not allow, UF_ERR_UNSUPPORTED for the mask of a network that
+// has none.  Whether device memory is accepted is the executor's to say.
 ImageBatch check_image(const uf_image &image, const Plan &plan);
 OutputBatch check_output(const uf_output &output, int count, int64_t height, int64_t width, const Plan &plan);
 

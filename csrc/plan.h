@@ -96,8 +96,8 @@ struct Plan {
     int margin = 0; // valid padding takes this off each side: output side = n - 2 * margin
     int halo = -1;  // -1: no exact tiling
     int slots = 0;
-    std::vector<Buffer> buffers; // [0] is the image
-    std::vector<Op> ops;         // the last one writes the output
+    std::vector<Buffer> buffers;                      // [0] is the image
+    std::vector<Op> ops;                              // the last one writes the output
     std::shared_ptr<const cuda::KernelTable> kernels; // GPU code; null where the file has none or it was not wanted
 
     // Whether a pixel of the result can be one byte: one class against background, or the index of a class.

@@ -21,9 +21,10 @@ class ThreadPool {
     // this call that run at the same time, and the caller takes part as worker 0.  Several threads may call `run` at
     // once.  Allocates nothing.  The body must not throw.
     template <class Body> void run(int64_t tasks, const Body &body) {
-        run_erased(tasks, [](const void *context, int64_t task, int worker) {
-            (*static_cast<const Body *>(context))(task, worker);
-        }, &body);
+        run_erased(
+            tasks,
+            [](const void *context, int64_t task, int worker) { (*static_cast<const Body *>(context))(task, worker); },
+            &body);
     }
 
   private:

@@ -50,12 +50,12 @@ typedef enum uf_status {
     UF_ERR_IO = 2,               /* the file cannot be opened or read */
     UF_ERR_BAD_FILE = 3,         /* not an engine file, or a damaged one */
     UF_ERR_VERSION = 4,          /* written by a newer unet_fast than this library reads */
-    UF_ERR_UNSUPPORTED = 5,      /* this machine or file lacks what was asked for (device, instruction set, precision) */
-    UF_ERR_OUT_OF_MEMORY = 6,    /* host or device memory */
-    UF_ERR_BUSY = 7,             /* the context is in use by another thread */
-    UF_ERR_DEVICE = 8,           /* a call to the GPU driver failed; the engine is still usable */
-    UF_ERR_DEVICE_LOST = 9,      /* the GPU is gone; the engine can only be closed */
-    UF_ERR_INTERNAL = 10         /* a defect of this library */
+    UF_ERR_UNSUPPORTED = 5,   /* this machine or file lacks what was asked for (device, instruction set, precision) */
+    UF_ERR_OUT_OF_MEMORY = 6, /* host or device memory */
+    UF_ERR_BUSY = 7,          /* the context is in use by another thread */
+    UF_ERR_DEVICE = 8,        /* a call to the GPU driver failed; the engine is still usable */
+    UF_ERR_DEVICE_LOST = 9,   /* the GPU is gone; the engine can only be closed */
+    UF_ERR_INTERNAL = 10      /* a defect of this library */
 } uf_status;
 
 typedef enum uf_dtype { UF_UINT8 = 1, UF_UINT16 = 2, UF_FLOAT32 = 3 } uf_dtype;
@@ -107,8 +107,8 @@ typedef struct uf_image {
 typedef struct uf_output {
     size_t struct_size;
     void *data;
-    int32_t dtype;              /* UF_UINT8: mask, 0 or 255 for one class, else class indices; UF_FLOAT32: probability */
-    int32_t memory;             /* uf_memory */
+    int32_t dtype;  /* UF_UINT8: mask, 0 or 255 for one class, else class indices; UF_FLOAT32: probability */
+    int32_t memory; /* uf_memory */
     int64_t image_stride_bytes; /* 0: one after the other */
     int64_t row_stride_bytes;   /* 0: tight */
 } uf_output;
@@ -116,30 +116,30 @@ typedef struct uf_output {
 /* How one call treats its image. */
 typedef struct uf_run_options {
     size_t struct_size;
-    int32_t tiling;    /* uf_tiling */
-    int32_t tile;      /* side of a tile; 0: the trained size (fast), up to 1024 (exact) */
-    int32_t overlap;   /* UF_TILING_FAST: pixels that neighbouring tiles share; 0: an eighth of the tile */
-    float threshold;   /* probability above which a pixel is foreground, in (0, 1); 0: the file's, usually 0.5 */
+    int32_t tiling;  /* uf_tiling */
+    int32_t tile;    /* side of a tile; 0: the trained size (fast), up to 1024 (exact) */
+    int32_t overlap; /* UF_TILING_FAST: pixels that neighbouring tiles share; 0: an eighth of the tile */
+    float threshold; /* probability above which a pixel is foreground, in (0, 1); 0: the file's, usually 0.5 */
 } uf_run_options;
 
 /* What an engine is.  Strings live as long as the engine. */
 typedef struct uf_info {
     size_t struct_size;
-    int32_t channels;        /* of the image, 1..4 */
-    int32_t output_channels; /* of the probability */
-    int32_t output_kind;     /* 0 sigmoid, 1 softmax, 2 identity (regression: no mask) */
-    int32_t tile;            /* side of the images that the network was trained on */
+    int32_t channels;                     /* of the image, 1..4 */
+    int32_t output_channels;              /* of the probability */
+    int32_t output_kind;                  /* 0 sigmoid, 1 softmax, 2 identity (regression: no mask) */
+    int32_t tile;                         /* side of the images that the network was trained on */
     int32_t multiple, remainder, minimum; /* legal sides for one pass: n >= minimum and n % multiple == remainder */
-    int32_t margin;          /* pixels that valid padding takes off each side */
-    int32_t halo;            /* pixels of context for exact tiles; -1: this network cannot be tiled exactly */
+    int32_t margin;                       /* pixels that valid padding takes off each side */
+    int32_t halo; /* pixels of context for exact tiles; -1: this network cannot be tiled exactly */
     int32_t threads;
     int32_t op_count;
     float threshold;
     const char *name;
-    const char *device;         /* "cpu", "cpu-reference" or "cuda:N" */
-    const char *device_reason;  /* why this device was chosen, one sentence */
-    const char *precision;      /* "float32", "bf16" or "fp16" */
-    const char *cpu_isa;        /* "portable", "avx2", "avx512", "avx512_bf16", "neon" */
+    const char *device;        /* "cpu", "cpu-reference" or "cuda:N" */
+    const char *device_reason; /* why this device was chosen, one sentence */
+    const char *precision;     /* "float32", "bf16" or "fp16" */
+    const char *cpu_isa;       /* "portable", "avx2", "avx512", "avx512_bf16", "neon" */
 } uf_info;
 
 /* Version of the library as "0.1.0". */
@@ -169,8 +169,7 @@ UF_API uf_status uf_output_size(const uf_engine *engine, int32_t height, int32_t
 
 /* Segments an image or batch into a mask or, for a UF_FLOAT32 output, into probabilities.  `options` may be NULL.
  * Images and results in batch positions are independent: each equals what it would be alone, bit for bit. */
-UF_API uf_status uf_segment(uf_engine *engine, const uf_image *image, const uf_run_options *options,
-                            uf_output *output);
+UF_API uf_status uf_segment(uf_engine *engine, const uf_image *image, const uf_run_options *options, uf_output *output);
 
 /* A context owns all memory of one pass over `count` images of height x width (a legal size; 0: 1 image of the trained
  * size), so that uf_enqueue allocates nothing.  One per thread or stream. */

@@ -9,18 +9,22 @@
 static int fail(const char *what, const char *why) { return fprintf(stderr, "%s: %s\n", what, why), 1; }
 
 int main(int count, char **arguments) {
-    if (count != 4) return fail("usage", "segment ENGINE.unet IMAGE.pgm MASK.pgm");
+    if (count != 4)
+        return fail("usage", "segment ENGINE.unet IMAGE.pgm MASK.pgm");
     uf_engine *engine = NULL;
-    if (uf_engine_open(arguments[1], NULL, &engine) != UF_OK) return fail("cannot open the engine", uf_last_error());
+    if (uf_engine_open(arguments[1], NULL, &engine) != UF_OK)
+        return fail("cannot open the engine", uf_last_error());
 
     uf_image image = {.struct_size = sizeof image};
     FILE *file = fopen(arguments[2], "rb");
     if (!file || fscanf(file, "P5 %d %d 255", &image.width, &image.height) != 2 || fgetc(file) == EOF)
         return fail(arguments[2], "not an 8-bit binary PGM");
-    if (image.width < 1 || image.height < 1) return fail(arguments[2], "empty picture");
+    if (image.width < 1 || image.height < 1)
+        return fail(arguments[2], "empty picture");
     size_t size = (size_t)image.width * (size_t)image.height;
     unsigned char *pixels = malloc(size), *result = malloc(size);
-    if (!pixels || !result || fread(pixels, 1, size, file) != size) return fail(arguments[2], "cut short");
+    if (!pixels || !result || fread(pixels, 1, size, file) != size)
+        return fail(arguments[2], "cut short");
     fclose(file);
 
     image.data = pixels;
@@ -29,7 +33,8 @@ int main(int count, char **arguments) {
     uf_output mask = {.struct_size = sizeof mask};
     mask.data = result;
     mask.dtype = UF_UINT8;
-    if (uf_segment(engine, &image, NULL, &mask) != UF_OK) return fail("cannot segment", uf_last_error());
+    if (uf_segment(engine, &image, NULL, &mask) != UF_OK)
+        return fail("cannot segment", uf_last_error());
 
     file = fopen(arguments[3], "wb");
     if (!file || fprintf(file, "P5\n%d %d\n255\n", image.width, image.height) < 0 ||
