@@ -99,7 +99,7 @@ def _run_body(module: str, name: str, fixtures: dict[str, Any]) -> None:
 
 
 class FakeDriver:
-    """The driver as the child process sees it: its control, and the part of its API that a caller of the library uses."""
+    """The driver as the child process sees it: its control, and what callers of the library use of its API."""
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL("libcuda.so.1")

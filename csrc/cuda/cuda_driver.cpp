@@ -43,6 +43,7 @@ uf_status status_of(CUresult result) {
     case 2: // CUDA_ERROR_OUT_OF_MEMORY
         return UF_ERR_OUT_OF_MEMORY;
     case 34:  // STUB_LIBRARY
+    case 46:  // DEVICE_UNAVAILABLE: busy, or another process has it alone
     case 36:  // CALL_REQUIRES_NEWER_DRIVER
     case 100: // NO_DEVICE
     case 101: // INVALID_DEVICE
@@ -58,7 +59,6 @@ uf_status status_of(CUresult result) {
         return UF_ERR_BAD_FILE;
     // After these the driver fails every call of the process, or the GPU has left.
     case 4:   // DEINITIALIZED
-    case 46:  // DEVICE_UNAVAILABLE
     case 214: // ECC_UNCORRECTABLE
     case 220: // NVLINK_UNCORRECTABLE
     case 226: // CONTAINED

@@ -15,8 +15,7 @@ namespace {
 namespace ours = uf::cuda;
 
 template <class Ours, class Theirs> struct Same;
-template <class... Ours, class... Theirs>
-struct Same<ours::Function<Ours...>, CUresult (*)(Theirs...)> {
+template <class... Ours, class... Theirs> struct Same<ours::Function<Ours...>, CUresult (*)(Theirs...)> {
     static constexpr bool check() {
         if constexpr (sizeof...(Ours) != sizeof...(Theirs))
             return false;
@@ -25,14 +24,16 @@ struct Same<ours::Function<Ours...>, CUresult (*)(Theirs...)> {
     }
 };
 
-#define CHECK(member, symbol, ...) static_assert(Same<ours::Function<__VA_ARGS__>, decltype(&symbol)>::check(), #symbol);
+#define CHECK(member, symbol, ...)                                                                                     \
+    static_assert(Same<ours::Function<__VA_ARGS__>, decltype(&symbol)>::check(), #symbol);
 UF_CUDA_FUNCTIONS(CHECK)
 UF_CUDA_OPTIONAL_FUNCTIONS(CHECK)
 
 #define SAME_NUMBER(name, theirs) static_assert(static_cast<int>(ours::name) == static_cast<int>(theirs), #name);
 SAME_NUMBER(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, ::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
 SAME_NUMBER(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, ::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
-SAME_NUMBER(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, ::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+SAME_NUMBER(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            ::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
 SAME_NUMBER(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, ::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
 SAME_NUMBER(CU_POINTER_ATTRIBUTE_MEMORY_TYPE, ::CU_POINTER_ATTRIBUTE_MEMORY_TYPE)
 SAME_NUMBER(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, ::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL)

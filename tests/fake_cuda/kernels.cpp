@@ -5,6 +5,7 @@
 //   arguments (as in the file; buffers with their role, position and channels, weights with their short name), hidden,
 //   tile [rows, columns, channels] of one block of the grid, warps, shared, pdl.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -135,7 +136,13 @@ class Run {
   public:
     Run(const Launch &launch, const KernelFunction &function)
         : launch_(launch), function_(function), description_(*function.description), op_(description_["op"]),
-          type_(type_named(description_["precision"])), n_(symbol("N")) {}
+          type_(type_named(description_["precision"])), n_(symbol("N")), activation_(op_.value("activation", "none")),
+          slope_(op_.value("slope", 0.0F)) {
+        if (op_.contains("kernel"))
+            kernel_ = op_["kernel"].get<std::array<int64_t, 2>>();
+        if (op_.contains("padding"))
+            padding_ = op_["padding"].get<std::array<int64_t, 4>>();
+    }
 
     void check_launch() {
         expect(launch_.block[0] == 32 * description_["warps"].get<unsigned>() && launch_.block[1] == 1 &&
@@ -317,16 +324,16 @@ class Run {
         return values;
     }
 
-    static float activated(float value, const std::string &name, float slope) {
+    float activated(float value) const {
+        const std::string &name = activation_;
         if (name == "relu")
             return std::max(value, 0.0F);
         if (name == "leaky_relu")
-            return value > 0.0F ? value : value * slope;
+            return value > 0.0F ? value : value * slope_;
         if (name == "sigmoid")
             return 1.0F / (1.0F + std::exp(-value));
         return name == "tanh" ? std::tanh(value) : value;
     }
-    float activated(float value) const { return activated(value, op_["activation"], op_.value("slope", 0.0F)); }
 
     // Poison in what may hold anything; what must hold zeros is checked, and is zero again afterwards.
     void use_scratch() {
@@ -396,8 +403,8 @@ class Run {
     // Sum over the window of one output pixel and channel.
     float window(const Source &from, const std::vector<float> &weights, int64_t channels, int64_t o, int64_t i,
                  int64_t y, int64_t x) const {
-        const int64_t ky = op_["kernel"][0], kx = op_["kernel"][1];
-        const int64_t top = y - op_["padding"][0].get<int64_t>(), left = x - op_["padding"][1].get<int64_t>();
+        const auto [ky, kx] = kernel_;
+        const int64_t top = y - padding_[0], left = x - padding_[1];
         float sum = 0;
         for (int64_t dy = 0; dy < ky; ++dy)
             for (int64_t dx = 0; dx < kx; ++dx)
@@ -489,7 +496,7 @@ class Run {
     void conv_transpose() {
         const std::vector<float> weights = weight("weight"), bias = weight("bias");
         const Tensor x0 = input(0);
-        const int64_t ky = op_["kernel"][0], kx = op_["kernel"][1], sy = op_["stride"][0], sx = op_["stride"][1];
+        const int64_t ky = kernel_[0], kx = kernel_[1], sy = op_["stride"][0], sx = op_["stride"][1];
         const int64_t top = op_["padding"][0], left = op_["padding"][1];
         each([&](int64_t i, int64_t y, int64_t x, int64_t o) {
             float sum = bias[static_cast<size_t>(o)];
@@ -508,7 +515,7 @@ class Run {
 
     void pool() {
         const Tensor x0 = input(0);
-        const int64_t ky = op_["kernel"][0], kx = op_["kernel"][1];
+        const auto [ky, kx] = kernel_;
         const bool is_max = op_["mode"] == "max";
         each([&](int64_t i, int64_t y, int64_t x, int64_t c) {
             float best = is_max ? -INFINITY : 0.0F;
@@ -620,6 +627,10 @@ class Run {
     const json &op_;
     const Type type_;
     const int64_t n_;
+    const std::string activation_;
+    const float slope_;
+    std::array<int64_t, 2> kernel_{1, 1};
+    std::array<int64_t, 4> padding_{};
     std::deque<std::vector<std::byte>> spare_;
 };
 
