@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="needs triton: pip install unet_fast[gpu]")
 
 from unet_fast.kernels import aot, report
 from unet_fast.kernels.launch import STORAGE
-from unet_fast.kernels.worker import Code, _tool
+from unet_fast.kernels.worker import Code, tool
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
@@ -124,7 +124,7 @@ def test_machine_code_waits_for_its_producer_and_has_no_line_table(compiled: Any
         cubin = tmp_path / "kernel.cubin"
         cubin.write_bytes(tensors[codes["sm_90"]["tensor"]].tobytes())
         assert b".debug_line" not in cubin.read_bytes()
-        command = [_tool("cuobjdump"), "--dump-sass", str(cubin)]
+        command = [tool("cuobjdump"), "--dump-sass", str(cubin)]
         instructions = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert f"Function : {codes['sm_90']['entry']}" in instructions
         assert "sm_90a" in instructions
@@ -145,7 +145,7 @@ def test_fallback_assembles_for_later_gpus(compiled: Any) -> None:
         source = Path(folder) / "kernel.ptx"
         source.write_bytes(tensors[code["tensor"]].tobytes())
         for architecture in ("sm_86", "sm_89", "sm_90", "sm_103", "sm_120"):
-            command = [_tool("ptxas-blackwell"), f"--gpu-name={architecture}", str(source), "-o", f"{source}.cubin"]
+            command = [tool("ptxas-blackwell"), f"--gpu-name={architecture}", str(source), "-o", f"{source}.cubin"]
             result = subprocess.run(command, capture_output=True, text=True)
             assert result.returncode == 0, result.stderr
 

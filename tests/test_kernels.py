@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("triton", reason="needs triton: pip install unet_fast[gpu]")
+triton = pytest.importorskip("triton", reason="needs triton: pip install unet_fast[gpu]")
 torch = pytest.importorskip("torch", reason="needs torch to judge")
 
 from torch.nn import functional  # noqa: E402
@@ -27,6 +27,9 @@ from tests.interpreted import Array, Case, Interpreter  # noqa: E402
 from unet_fast.freeze import describe  # noqa: E402
 from unet_fast.fuse import fuse  # noqa: E402
 from unet_fast.graph import Graph  # noqa: E402
+
+if triton.__version__.startswith("3.6") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+    pytest.skip("the interpreter of triton 3.6 cannot count loops with numpy >= 2.4", allow_module_level=True)
 
 TOLERANCE = {"float32": 1e-5, "tf32": 1e-5, "fp16": 1e-3, "bf16": 8e-3}
 
@@ -158,7 +161,7 @@ def conv(
 
 CASES |= {
     "conv, smaller than a tile": conv(3, 5, 16, 16),
-    "conv, several tiles, odd": conv(17, 19, 16, 16),
+    "conv, several tiles, odd": conv(17, 11, 16, 16),
     "conv, 1x1, linear": conv(9, 7, 32, 16, (1, 1), [0, 0, 0, 0], "none"),
     "conv, even kernel, uneven padding": conv(9, 7, 16, 8, (2, 4), [1, 0, 0, 3], "leaky_relu"),
     "conv, 4x3, no padding": conv(9, 7, 8, 24, (4, 3), [0, 0, 0, 0]),
@@ -171,11 +174,11 @@ CASES |= {
     "conv, pooled, leaky": conv(2, 2, 32, 8, activation="leaky_relu", pool=True),
     "conv, pooled, all negative": conv(4, 6, 16, 16, activation="none", pool=True),
     "conv, split": conv(9, 7, 128, 32, split=True),
-    "conv, split, pooled": conv(10, 18, 64, 40, pool=True, split=True, candidate=1),
+    "conv, split, pooled": conv(6, 10, 64, 40, pool=True, split=True, candidate=1),
     "conv, split, odd channels": conv(5, 5, 40, 16, split=True),
     **{f"conv, {p}": conv(10, 18, 32, 16, pool=True, precision=p) for p in ("fp16", "bf16", "tf32")},
     **{f"conv, {p}, split": conv(5, 5, 64, 16, precision=p, split=True) for p in ("fp16", "bf16")},
-    **{f"conv, candidate {i}": conv(10, 18, 64, 64, pool=True, precision="fp16", candidate=i) for i in range(0, 16, 3)},
+    **{f"conv, candidate {i}": conv(6, 18, 64, 64, pool=True, precision="fp16", candidate=i) for i in range(0, 16, 3)},
 }
 
 
@@ -568,17 +571,7 @@ def of_seed(seed: int) -> Callable[[], Graph]:
 
 
 #: The family's choices that reach a kernel in another way; `relunet16` and depth 5 are the slow test's.
-FAMILY = (
-    "odd",
-    "rgb",
-    "classes",
-    "regression",
-    "standardise",
-    "width24",
-    "skip_first",
-    "nearest_conv",
-    "bilinear_corners",
-)
+FAMILY = ("odd", "classes", "regression", "standardise", "skip_first", "nearest_conv", "bilinear_corners")
 FAMILY += ("valid_one_conv",)
 NETWORKS = {
     **{f"network, {name}": network(of_name(name), "fp16") for name in FAMILY},

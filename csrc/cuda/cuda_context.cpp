@@ -15,7 +15,7 @@ namespace uf::cuda {
 namespace {
 
 constexpr int64_t alignment = 256;
-constexpr int64_t widest_row = int64_t{1} << 26; // elements: kernels address within a few rows by 32 bits
+constexpr int64_t widest_row = int64_t{1} << 25; // elements: kernels address within a few rows by 32 bits
 constexpr int64_t transform_bytes = sizeof(PixelTransform);
 static_assert(sizeof(PixelTransform) == 8 * sizeof(float), "kernels read scale[4], shift[4]");
 

@@ -80,14 +80,16 @@ def interpolation(position, size, SCALE: tl.constexpr, CORNERS: tl.constexpr):
 
 
 @triton.jit
-def gather(image, y, x, c, inside, base_row, H, W, C: tl.constexpr, UPSAMPLE: tl.constexpr):
-    """Values of channel c at (y, x) of an image (H, W, C), upsampled x2 on the way unless UPSAMPLE is "none"; zero
-    where not `inside`.  Shapes broadcast.  `image` points to row `base_row`, so that offsets fit 32 bits."""
-    # Neighbouring taps read the same pixels: .ca keeps them in the multiprocessor's own cache, where Triton's 16-byte
-    # asynchronous copies would otherwise go to the second level each time, nine times the traffic for a 3x3 kernel.
-    if UPSAMPLE == "none":
-        return tl.load(image + ((y - base_row) * W + x) * C + c, mask=inside, other=0.0, cache_modifier=".ca")
-    elif UPSAMPLE == "nearest":
+def within(position, size):
+    """0 <= position < size, in one comparison."""
+    return position.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def upsampled(image, y, x, c, inside, base_row, H, W, C: tl.constexpr, UPSAMPLE: tl.constexpr):
+    """Values of channel c at (y, x) of an image (H, W, C) upsampled x2; zero where not `inside`.  Shapes broadcast.
+    `image` points to row `base_row`, so that offsets fit 32 bits."""
+    if UPSAMPLE == "nearest":
         offset = ((y // 2 - base_row) * W + x // 2) * C + c
         return tl.load(image + offset, mask=inside, other=0.0, cache_modifier=".ca")
     else:
@@ -122,30 +124,34 @@ def accumulate(
     # A row above the tile, since interpolation looks up by one.
     base_row = first_row // scale - scale + 1
     base = image + (n_image.to(tl.int64) * H + base_row) * W * C
+    corner = (((y - base_row) * W + x) * C)[:, None]
     k = tl.arange(0, BLOCK_K)
     weight_rows = weight + n[None, :] * K_PADDED + k[:, None]
-    if C % BLOCK_K == 0:
-        # One tap per step: its row and column are scalars.
-        for step in range(first, last):
+    for step in range(first, last):
+        index = step * BLOCK_K + k
+        if C % BLOCK_K == 0:
+            # One tap per step: its row and column are scalars.
             tap = step // (C // BLOCK_K)
-            c = step % (C // BLOCK_K) * BLOCK_K + k
-            row = y + tap // KX
-            column = x + tap % KX
-            inside = (row >= 0) & (row < H * scale) & (column >= 0) & (column < W * scale)
-            window = gather(
-                base, row[:, None], column[:, None], c[None, :], inside[:, None], base_row, H, W, C, UPSAMPLE
-            )
-            total = tl.dot(window, tl.load(weight_rows + step * BLOCK_K), total, input_precision=DOT)
-    else:
-        # Few or odd channels: several taps share a step, each column of the slice finds its own.
-        for step in range(first, last):
-            index = step * BLOCK_K + k
-            tap = index // C
-            row = y[:, None] + (tap // KX)[None, :]
-            column = x[:, None] + (tap % KX)[None, :]
-            inside = (row >= 0) & (row < H * scale) & (column >= 0) & (column < W * scale) & (index < K)[None, :]
-            window = gather(base, row, column, (index % C)[None, :], inside, base_row, H, W, C, UPSAMPLE)
-            total = tl.dot(window, tl.load(weight_rows + step * BLOCK_K), total, input_precision=DOT)
+            c = (step % (C // BLOCK_K) * BLOCK_K + k)[None, :]
+        else:
+            # Few or odd channels: several taps share a step, each column of the slice finds its own.
+            tap = (index // C)[None, :]
+            c = (index % C)[None, :]
+        tap_y = tap // KX
+        tap_x = tap % KX
+        inside = within(y[:, None] + tap_y, H * scale) & within(x[:, None] + tap_x, W * scale)
+        if C % BLOCK_K != 0:
+            inside &= (index < K)[None, :]
+        if UPSAMPLE == "none":
+            # Neighbouring taps read the same pixels: .ca keeps them in the multiprocessor's own cache, where 16-byte
+            # asynchronous copies otherwise go to the second level each time (as they do in triton 3.6, which ignores
+            # .ca here): nine times the traffic for a 3x3 kernel.  The address of a pixel is worked out once, before
+            # the loop: with all of it inside, integer instructions outnumbered the copies forty to one.
+            offset = corner + ((tap_y * W + tap_x) * C + c)
+            window = tl.load(base + offset, mask=inside, other=0.0, cache_modifier=".ca")
+        else:
+            window = upsampled(base, y[:, None] + tap_y, x[:, None] + tap_x, c, inside, base_row, H, W, C, UPSAMPLE)
+        total = tl.dot(window, tl.load(weight_rows + step * BLOCK_K), total, input_precision=DOT)
     return total
 
 

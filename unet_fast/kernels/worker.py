@@ -115,7 +115,7 @@ def _portable(ptx: str) -> str:
     return re.sub(r"(?m)^\.target sm_(\d+)a", r".target sm_\1", re.sub(r"(?m)^\s*//.*\n", "", ptx))
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     """Path of an assembler tool that triton brings along."""
     import triton.backends.nvidia
 
@@ -134,7 +134,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
         file.write(cubin)
         file.flush()
         text = subprocess.run(
-            [_tool("cuobjdump"), "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+            [tool("cuobjdump"), "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
         ).stdout
     used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     return used["REG"], used["STACK"] + used["LOCAL"]
