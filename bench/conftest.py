@@ -107,7 +107,10 @@ _SESSION = pytest.StashKey[Session]()
 
 
 class Row:
-    """One measurement: ours in turns with the contestants and the reference workload, recorded and guarded."""
+    """One measurement: ours in turns with the contestants and the reference workload, recorded and guarded.
+
+    It is taken by `benchmark.pedantic`, whose `setup` runs all others before each timed call of ours.
+    """
 
     def __init__(self, benchmark: Any, session: Session) -> None:
         self._benchmark = benchmark
@@ -123,10 +126,10 @@ class Row:
         least: int = 5,
         most: int = 200,
         **facts: Any,
-    ) -> list[float]:
-        """Times `call` and returns its seconds, in `least` to `most` rounds of together about `seconds`.
+    ) -> None:
+        """Times `call` in `least` to `most` rounds of together about `seconds`.
 
-        Each round takes the reference workload, the peers and `call` in turn.  `facts` are stored with the row: `flops`
+        Each round takes the peers, the reference workload and `call` in turn.  `facts` are stored with the row: `flops`
         and `bytes` of one call, `batch`, `error`, `precision`, `settings`, ...
         """
         usual = {peer.name: _usual_seconds(peer.run) for peer in peers}
@@ -136,19 +139,20 @@ class Row:
         peer_seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
 
         def everyone_else() -> None:
-            reference_seconds.append(reference())
             for peer in peers:
                 peer_seconds[peer.name].append(timed_turn(peer.run, usual[peer.name]))
+            reference_seconds.append(reference())
             if ours < SETTLE_BELOW_S:
                 call()
 
-        turn = sum(2 * seconds if seconds < SETTLE_BELOW_S else seconds for seconds in (ours, *usual.values())) + ours
-        budget = min(seconds, 2.0) if self._session.quick else seconds
-        rounds = rounds_within(budget, turn, 3 if self._session.quick else least, most)
+        round_seconds = ours + sum(2 * one if one < SETTLE_BELOW_S else one for one in (ours, *usual.values()))
+        if self._session.quick:
+            seconds, least = min(seconds, 2.0), 3
+        rounds = rounds_within(seconds, round_seconds, least, most)
         self._benchmark.pedantic(call, setup=everyone_else, rounds=rounds)
         if self._benchmark.disabled:
-            return []
-        samples = list(self._benchmark.stats.stats.data)
+            return
+        samples = self._benchmark.stats.stats.data
         self._benchmark.extra_info.update(
             facts,
             row=name,
@@ -159,7 +163,6 @@ class Row:
             },
         )
         self._judge(name, [mine / theirs for mine, theirs in zip(samples, reference_seconds, strict=True)])
-        return samples
 
     def _judge(self, name: str, ratios: list[float]) -> None:
         session = self._session

@@ -429,7 +429,7 @@ def readme_section(runs: Sequence[Run]) -> str:
 
 
 def readme(text: str, runs: Sequence[Run]) -> str:
-    """`text` of README.md with the part between the two markers made anew; the same text where there are no runs yet."""
+    """`text` of README.md with what stands between the two markers made anew; unchanged where there are no runs yet."""
     if not runs:
         return text
     before, begin, rest = text.partition(README_BEGIN)
