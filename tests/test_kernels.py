@@ -272,9 +272,9 @@ CASES |= {
     "up_conv, no padding": up_conv(16, 8, 16, padding=0),
     "up_conv, no padding, cropped": up_conv(16, 8, 16, padding=0, crop=(3, 2), activation="leaky_relu"),
     "up_conv, odd channels": up_conv(5, 3, 7),
-    "up_conv, 48 and 24": up_conv(48, 24, 24),
-    "up_conv, split": up_conv(64, 32, 32, split=True),
-    "up_conv, split, no padding": up_conv(64, 32, 20, padding=0, crop=(1, 2), split=True, candidate=2),
+    "up_conv, 48 and 24": up_conv(48, 24, 24, size=(3, 2)),
+    "up_conv, split": up_conv(64, 32, 32, size=(5, 4), split=True),
+    "up_conv, split, no padding": up_conv(64, 32, 20, padding=0, crop=(1, 2), size=(5, 4), split=True, candidate=2),
     **{f"up_conv, {p}": up_conv(32, 16, 16, precision=p, candidate=1) for p in ("fp16", "bf16", "tf32")},
 }
 
