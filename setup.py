@@ -60,7 +60,8 @@ class CMakeBuild(build_ext):
         if self.editable_mode:
             # setuptools copies the module alone to the source tree.
             for folder in ("lib", "include", "data"):
-                shutil.copytree(package / folder, ROOT / "unet_fast" / folder, symlinks=True, dirs_exist_ok=True)
+                shutil.rmtree(ROOT / "unet_fast" / folder, ignore_errors=True)
+                shutil.copytree(package / folder, ROOT / "unet_fast" / folder, symlinks=True)
 
 
 setup(version=version(), ext_modules=[Extension("unet_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
