@@ -4,18 +4,36 @@
 //
 // Each case is a small random plan: the image, normalised, goes through 1x1 convolutions that give the op under test
 // its inputs, and all channels of its result come out unchanged.  Checked are the values for each instruction set and
-// precision of this machine, and that a value depends neither on the number of threads, nor on the place in the batch,
-// nor on what the context ran before: those must agree bit for bit.  Exits with 1 after the first case that fails.
+// precision of this machine, that a pass allocates nothing, and that a value depends neither on the number of threads,
+// nor on the place in the batch, nor on what the context ran before: those must agree bit for bit.  Exits with 1 after
+// the first case that fails.
 
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <random>
 
 #include "cpu/cpu_executor.h"
 #include "error.h"
+
+namespace {
+
+std::atomic<int64_t> allocations{0}; // so far, in this process
+
+} // namespace
+
+void *operator new(size_t size) {
+    ++allocations;
+    if (void *memory = std::malloc(size))
+        return memory;
+    throw std::bad_alloc();
+}
+void operator delete(void *memory) noexcept { std::free(memory); }
+void operator delete(void *memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -423,16 +441,20 @@ Case random_case(unsigned seed, OpKind kind) {
     return result;
 }
 
-// Results of images [first, first + count), poisoned before.
-std::vector<float> run(Context &context, const Case &test, const Pictures &pictures, int first, int count) {
+// Results of images [first, first + count), poisoned before; `allocated` counts what the pass took from the heap.
+std::vector<float> run(Context &context, const Case &test, const Pictures &pictures, int first, int count,
+                       int64_t *allocated = nullptr) {
     std::vector<float> result(static_cast<size_t>(count * test.values), std::numeric_limits<float>::quiet_NaN());
     std::vector<OutputView> outputs;
     for (int n = 0; n < count; ++n) {
         outputs.push_back({reinterpret_cast<std::byte *>(result.data() + n * test.values), ResultType::probability,
                            test.row_values * 4});
     }
+    const int64_t before = allocations;
     context.run(pictures.views.data() + first, pictures.transforms.data() + first, count, 0.0F, outputs.data(),
                 nullptr);
+    if (allocated != nullptr)
+        *allocated = allocations - before;
     return result;
 }
 
@@ -485,8 +507,11 @@ std::string failure(const Case &test, const std::string &isa, const std::string 
         return "relative error " + std::to_string(error);
 
     const auto threaded = make_cpu_executor(test.plan, threads, precision, isa)->make_context(test.shape);
-    if (!same_bits(found, run(*threaded, test, test.pictures, 0, test.shape.count)))
+    int64_t allocated = 0;
+    if (!same_bits(found, run(*threaded, test, test.pictures, 0, test.shape.count, &allocated)))
         return "3 threads differ from 1";
+    if (allocated != 0)
+        return "a pass made " + std::to_string(allocated) + " allocations";
 
     for (int n = 0; n < test.shape.count; ++n) {
         const std::vector<float> batched(found.begin() + n * test.values, found.begin() + (n + 1) * test.values);
