@@ -1,5 +1,5 @@
-/* What the benchmarks need in C: the machine's ceilings, the reference workload of the guard, and the cost of a call of
- * the C API without Python.  Built by machine.py with -O3 -march=native and loaded with ctypes.
+/* What the benchmarks need in C: the machine's ceilings, the reference workload of the guard, and the C API without
+ * Python.  Built by machine.py with -O3 -march=native and loaded with ctypes.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -220,55 +220,96 @@ double reference_seconds(int threads, int64_t repeats) {
     return run_on_threads((share){convolve, 0, threads, repeats, 0, NULL, NULL, NULL}, threads);
 }
 
-/* -- a call of the C API ---------------------------------------------------------------------------------------------
- */
+/* -- the C API
+ * --------------------------------------------------------------------------------------------------------- */
 
-/* The seconds of `rounds` calls of uf_segment and of uf_enqueue, in turns, for one uint8 image of height x width x
- * channels.  `library` is the path of libunet_fast.so.  Returns 0, else `message` says what failed. */
-int time_c_api(const char *library, const char *engine_path, const uf_options *options, const uint8_t *pixels,
-               int height, int width, int channels, uint8_t *mask, int rounds, double *segment_seconds,
-               double *enqueue_seconds, char *message, size_t message_bytes) {
+/* An engine with a context for one batch, and the functions of the library that it came from. */
+typedef struct {
+    uf_engine *engine;
+    uf_context *context;
+    uf_image image;
+    uf_output output;
+    uf_status (*segment)(uf_engine *, const uf_image *, const uf_run_options *, uf_output *);
+    uf_status (*enqueue)(uf_context *, const uf_image *, float, uf_output *, void *);
+    const char *(*last_error)(void);
+    void (*destroy_context)(uf_context *);
+    void (*close_engine)(uf_engine *);
+} c_engine;
+
+/* Opens `path` with the runtime `library` for `count` uint8 images of height x width x channels, in host memory or,
+ * with `memory` UF_MEMORY_CUDA, on the device.  Returns UF_OK, else `message` says what failed. */
+int c_open(c_engine *c, const char *library, const char *path, const uf_options *options, int memory, int count,
+           int height, int width, int channels, char *message, size_t message_bytes) {
     void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
     if (handle == NULL) {
         snprintf(message, message_bytes, "%s", dlerror());
-        return 1;
+        return UF_ERR_IO;
     }
     uf_status (*open_engine)(const char *, const uf_options *, uf_engine **) = dlsym(handle, "uf_engine_open");
     uf_status (*create)(uf_engine *, int32_t, int32_t, int32_t, uf_context **) = dlsym(handle, "uf_context_create");
-    uf_status (*segment)(uf_engine *, const uf_image *, const uf_run_options *, uf_output *) =
-        dlsym(handle, "uf_segment");
-    uf_status (*enqueue)(uf_context *, const uf_image *, float, uf_output *, void *) = dlsym(handle, "uf_enqueue");
-    const char *(*last_error)(void) = dlsym(handle, "uf_last_error");
-    void (*destroy)(uf_context *) = dlsym(handle, "uf_context_destroy");
-    void (*close_engine)(uf_engine *) = dlsym(handle, "uf_engine_close");
-
-    uf_engine *engine = NULL;
-    uf_context *context = NULL;
-    uf_image image = {.struct_size = sizeof image, .data = pixels, .dtype = UF_UINT8, .height = height, .width = width};
-    uf_output output = {.struct_size = sizeof output, .data = mask, .dtype = UF_UINT8};
-    const uf_run_options run = {.struct_size = sizeof run, .tiling = UF_TILING_NONE};
-    image.channels = channels;
-    uf_status status = open_engine(engine_path, options, &engine);
+    memset(c, 0, sizeof *c);
+    c->segment = dlsym(handle, "uf_segment");
+    c->enqueue = dlsym(handle, "uf_enqueue");
+    c->last_error = dlsym(handle, "uf_last_error");
+    c->destroy_context = dlsym(handle, "uf_context_destroy");
+    c->close_engine = dlsym(handle, "uf_engine_close");
+    c->image = (uf_image){.struct_size = sizeof c->image, .dtype = UF_UINT8, .memory = memory, .count = count};
+    c->image.height = height;
+    c->image.width = width;
+    c->image.channels = channels;
+    c->output = (uf_output){.struct_size = sizeof c->output, .dtype = UF_UINT8, .memory = memory};
+    uf_status status = open_engine(path, options, &c->engine);
     if (status == UF_OK) {
-        status = create(engine, 1, height, width, &context);
+        status = create(c->engine, count, height, width, &c->context);
     }
-    for (int i = -1; i < rounds && status == UF_OK; ++i) { /* round -1 warms up */
+    if (status != UF_OK) {
+        snprintf(message, message_bytes, "%s", c->last_error());
+    }
+    return (int)status;
+}
+
+void c_close(c_engine *c) {
+    c->destroy_context(c->context);
+    c->close_engine(c->engine);
+}
+
+int c_segment(c_engine *c, const void *pixels, void *mask) {
+    const uf_run_options run = {.struct_size = sizeof run, .tiling = UF_TILING_NONE};
+    c->image.data = pixels;
+    c->output.data = mask;
+    return (int)c->segment(c->engine, &c->image, &run, &c->output);
+}
+
+/* Enqueues `passes` passes one after the other. */
+int c_enqueue(c_engine *c, const void *pixels, void *mask, void *stream, int passes) {
+    c->image.data = pixels;
+    c->output.data = mask;
+    uf_status status = UF_OK;
+    for (int i = 0; i < passes && status == UF_OK; ++i) {
+        status = c->enqueue(c->context, &c->image, 0, &c->output, stream);
+    }
+    return (int)status;
+}
+
+/* The seconds of `rounds` calls of uf_segment and of uf_enqueue, in turns, after one of each to warm up. */
+int c_time_calls(c_engine *c, const void *pixels, void *mask, int rounds, double *segment_seconds,
+                 double *enqueue_seconds) {
+    for (int i = -1; i < rounds; ++i) {
         const double start = now();
-        status = segment(engine, &image, &run, &output);
+        int status = c_segment(c, pixels, mask);
         const double between = now();
         if (status == UF_OK) {
-            status = enqueue(context, &image, 0, &output, NULL);
+            status = c_enqueue(c, pixels, mask, NULL, 1);
+        }
+        if (status != UF_OK) {
+            return status;
         }
         if (i >= 0) {
             segment_seconds[i] = between - start;
             enqueue_seconds[i] = now() - between;
         }
     }
-    if (status != UF_OK) {
-        snprintf(message, message_bytes, "%s", last_error());
-    }
-    destroy(context);
-    close_engine(engine);
-    dlclose(handle);
-    return (int)status;
+    return UF_OK;
 }
+
+size_t c_engine_bytes(void) { return sizeof(c_engine); }

@@ -19,12 +19,12 @@ from unet_fast import Engine
 from unet_fast.bench import timed_turn
 
 PATH = guard.RESULTS / "noise.json"
-#: Reference passes per round, so that both take about as long.
-REPEATS = 4
+#: Reference passes per round, with which both take about as long.
+REPEATS = 20
 
 
-def one_process(engine_file: str, rounds: int) -> list[float]:
-    """Seconds of the engine over seconds of a pass of the reference, round by round."""
+def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of the engine and of a pass of the reference, round by round."""
     engine, native = Engine(engine_file, device="cpu", precision="float32"), machine.native()
     image = Networks(Path()).preset("relunet16").images[0]
 
@@ -32,11 +32,11 @@ def one_process(engine_file: str, rounds: int) -> list[float]:
         engine.segment(image, tiling="none")
 
     timed_turn(segment, 0.0)
-    ratios = []
+    seconds, reference_seconds = [], []
     for _ in range(rounds):
-        reference = native.reference(engine.threads, REPEATS)
-        ratios.append(timed_turn(segment, 0.0) / reference)
-    return ratios
+        reference_seconds.append(native.reference(engine.threads, REPEATS))
+        seconds.append(timed_turn(segment, 0.0))
+    return seconds, reference_seconds
 
 
 def main() -> None:
@@ -51,13 +51,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         engine_file = Networks(Path(folder)).preset("relunet16").engine_file("float32")
         command = [sys.executable, "-m", "bench.record_noise", "--engine", str(engine_file), "--rounds"]
-        ratios = []
+        runs = []
         for index in range(options.processes):
             output = subprocess.run([*command, str(options.rounds)], check=True, capture_output=True, text=True).stdout
-            ratios.append([float(f"{ratio:.4g}") for ratio in json.loads(output)])
+            runs.append([[float(f"{value:.4g}") for value in values] for values in json.loads(output)])
             print(f"process {index + 1} of {options.processes}, load {machine.description()['load'][0]}")
-    stored = {"about": machine.description(), "ratios": ratios}
-    PATH.write_text(json.dumps(stored, indent=None, separators=(",", ":")).replace("],[", "],\n[") + "\n")
+    stored = {"about": machine.description(), "runs": runs}
+    PATH.write_text(json.dumps(stored, indent=None, separators=(",", ":")).replace("]],[[", "]],\n[[") + "\n")
 
 
 if __name__ == "__main__":

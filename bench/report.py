@@ -120,6 +120,24 @@ def plain_table(run: Run, kind: str, heading: str) -> Table:
     return table
 
 
+def enqueue_table(run: Run) -> Table:
+    """A pass on a GPU from device memory to device memory."""
+    table = [["network / precision / batch", "device events", "95 % interval", "wall clock", "images/s", "TFLOP/s"]]
+    for name, row in run.of_kind("enqueue").items():
+        device = median_interval(row["device_seconds"])
+        table.append(
+            [
+                name.replace("/", " / "),
+                duration(device.value),
+                f"{duration(device.low)} .. {duration(device.high)}",
+                duration(float(np.median(row["seconds"]))),
+                f"{row['batch'] / device.value:,.0f}",
+                f"{row['flops'] / device.value / 1e12:,.1f}",
+            ]
+        )
+    return table
+
+
 def _figures(run: Run, row: dict[str, Any], middle: Interval) -> list[str]:
     rate = row["flops"] / middle.value
     ceiling = None if row["device"].startswith("cuda") else run.ceiling(row["precision"])
@@ -206,6 +224,11 @@ def sections(run: Run) -> list[tuple[str, str, Table]]:
             "Time of `segment`, image in and mask out, host to host; the right columns are the time of others over "
             f"ours, in the same rounds, for the network alone (no normalisation, no threshold). {rate}",
             segment_table(run),
+        ),
+        (
+            "On a GPU, in its own memory",
+            "Passes back to back by device events, and one pass with waiting for it by the clock on the wall.",
+            enqueue_table(run),
         ),
         ("Large images", "One image of side x side x 3 pixels, in tiles.", plain_table(run, "tiled", "tiling / side")),
         ("From file to first mask", "", plain_table(run, "load", "network / precision")),

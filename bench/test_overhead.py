@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench import machine
+from bench.c_api import CEngine
 from bench.test_segment import check, facts
 from bench.timing import quantiles
 from unet_fast import Engine
@@ -33,25 +31,6 @@ def test_load_to_first_mask(preset: str, precision: str, session: Any, row: Call
     row(f"load/{preset}/{precision}", load_and_segment, seconds=10, **facts(engine, network, 1, error))
 
 
-class _Options(ctypes.Structure):
-    """`uf_options` of unet_fast.h."""
-
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("device", ctypes.c_char_p),
-        ("precision", ctypes.c_char_p),
-        ("cpu_isa", ctypes.c_char_p),
-        ("threads", ctypes.c_int32),
-        ("refuse_embedded_code", ctypes.c_int32),
-    )
-
-
-def _loaded_runtime() -> str:
-    """Path of the libunet_fast.so that this process runs."""
-    maps = Path("/proc/self/maps").read_text()
-    return next(word for word in maps.split() if "/libunet_fast.so" in word)
-
-
 def test_call_overhead(session: Any, benchmark: Any) -> None:
     """A network so small that the call is what costs: Python's `segment`, and `uf_segment` and `uf_enqueue` from C."""
     network = session.networks.tiny()
@@ -59,36 +38,14 @@ def test_call_overhead(session: Any, benchmark: Any) -> None:
     image = network.images[0]
     error = check(engine, image[None], network.batch_logits(1))
     rounds = 500 if session.quick else 5000
-    mask, seconds = np.full(image.shape[:2], 7, np.uint8), np.zeros((2, rounds))
-    options = _Options(ctypes.sizeof(_Options), b"cpu", b"float32", None, 1, 0)
-    message = ctypes.create_string_buffer(1000)
-    status = machine.native().library.time_c_api(
-        _loaded_runtime().encode(),
-        str(engine.source).encode(),
-        ctypes.byref(options),
-        image.ctypes.data_as(ctypes.c_void_p),
-        *image.shape,
-        mask.ctypes.data_as(ctypes.c_void_p),
-        rounds,
-        *(row.ctypes.data_as(ctypes.c_void_p) for row in seconds),
-        message,
-        ctypes.c_size_t(len(message)),
-    )
-    assert status == 0, message.value.decode()
+    mask = np.full(image.shape[:2], 7, np.uint8)
+    with CEngine(engine, image[None].shape) as c_engine:
+        c_segment, c_enqueue = c_engine.time_calls(image.ctypes.data, mask.ctypes.data, rounds)
     assert np.array_equal(mask, engine.segment(image, tiling="none")), "C and Python give different masks"
 
     benchmark.pedantic(lambda: engine.segment(image, tiling="none"), rounds=rounds, warmup_rounds=20)
-    segment, enqueue = np.median(seconds, axis=1)
     if not benchmark.disabled:
-        benchmark.extra_info.update(
-            facts(engine, network, 1, error),
-            row="overhead/call",
-            c_segment_seconds=float(segment),
-            c_enqueue_seconds=float(enqueue),
-            quantiles=quantiles(benchmark.stats.stats.data),
-        )
-        python = float(np.median(benchmark.stats.stats.data))
-        session.notes.append(
-            f"a call on a {image.shape[0]} x {image.shape[1]} image: uf_enqueue {enqueue * 1e6:.1f} us, uf_segment "
-            f"{segment * 1e6:.1f} us, segment in Python {python * 1e6:.1f} us"
-        )
+        seconds = benchmark.stats.stats.data
+        calls = {"c_segment_seconds": float(np.median(c_segment)), "c_enqueue_seconds": float(np.median(c_enqueue))}
+        known = facts(engine, network, 1, error)
+        benchmark.extra_info.update(known, **calls, row="overhead/call", quantiles=quantiles(seconds))
