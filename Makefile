@@ -26,7 +26,7 @@ test-gpu: $(VENV)/test  ## The tests on a real NVIDIA GPU (skipped aloud without
 bench: $(VENV)/bench  ## Latency against PyTorch and the machine's peak
 	$(BIN)/python -m pytest bench
 
-lint: $(VENV)/lint $(VENV)/runtime  ## Linters, formatters in check mode, types
+lint: $(VENV)/lint $(VENV)/test  ## Linters, formatters in check mode, types (mypy reads those of PyTorch)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
