@@ -1,7 +1,7 @@
 """Engine files with kernels for the fake driver of tests/fake_cuda: instead of machine code, JSON that names the op.
 
-Kernels take their arguments, tiles and scratch memory in the forms that docs/design.md allows, more of them than any
-real kernel needs.
+`with_kernels` makes up kernels whose arguments, grids and scratch memory take every form that docs/design.md allows;
+`with_triton_launches` takes arguments and grids from unet_fast/kernels and leaves only the compiling out.
 """
 
 from __future__ import annotations
@@ -40,58 +40,98 @@ def with_kernels(
     targets: Sequence[Target] = (Target(),),
     precisions: Sequence[str] = ("fp16",),
 ) -> Path:
-    """A copy of the engine file `source` with fake kernels for `targets`."""
+    """A copy of the engine file `source` with made-up kernels for `targets`."""
     file = engine_file.read(source)
+    entries = [entry for precision in precisions for entry in _kernels(file.document, dict(file.tensors), precision)]
+    return _write(file, target, targets, entries)
+
+
+def with_triton_launches(source: Path, target: Path, precision: str, capability: int, rank: int) -> Path:
+    """Likewise, but launched as the Triton kernels for that capability would be: of each step's candidates the one
+    with this rank, or the last.  Needs triton."""
+    from unet_fast.kernels import aot
+    from unet_fast.kernels.launch import Site
+
+    file = engine_file.read(source)
+    shapes = {name: array.shape for name, array in file.tensors.items()}
+    entries = []
+    for index, op in enumerate(file.document["ops"]):
+        for select in aot.selections(file.document, op):
+            site = Site(file.document, shapes, index, precision, select)  # type: ignore[arg-type]
+            for step, candidates in enumerate(aot.launches(site, capability, rank + 1)):
+                launch = candidates[min(rank, len(candidates) - 1)]
+                names = [name for name in launch.kernel.arg_names if name in launch.arguments]
+                entries.append(
+                    {
+                        "op": index, "step": step, "select": select, "precision": precision,
+                        "candidate": launch.name, "grid": list(launch.grid), "hidden": 2,
+                        "arguments": [launch.arguments[name] for name in names],
+                    }
+                )  # fmt: skip
+    return _write(file, target, [Target()], entries)
+
+
+def _write(file: engine_file.EngineFile, target: Path, targets: Sequence[Target], entries: list[Json]) -> Path:
     document, tensors = dict(file.document), dict(file.tensors)
     document["kernels"] = kernels = []
     images: dict[str, list[Json]] = {one.name: [] for one in targets}
-    for precision in precisions:
-        for entry, description in _kernels(document, tensors, precision):
-            entry["code"] = []
-            for one in targets:
-                name = f"kernel_{len(images[one.name])}"
-                images[one.name].append({**description, "entry": name, "shared": one.shared, "pdl": one.pdl})
-                entry["code"].append(
-                    {
-                        "target": one.name, "rank": one.rank, "tensor": f"kernel.{one.name}", "entry": name,
-                        "warps": description["warps"], "shared": one.shared, "pdl": one.pdl, "driver": one.driver,
-                    }
-                )  # fmt: skip
-            kernels.append(entry)
+    for plain in entries:
+        entry = {**plain, "code": []}
+        description = _description(document, entry)
+        for one in targets:
+            name = f"kernel_{len(images[one.name])}"
+            facts = {"entry": name, "warps": 4, "shared": one.shared, "pdl": one.pdl}
+            images[one.name].append({**description, **facts})
+            code = {"target": one.name, "rank": one.rank, "tensor": f"kernel.{one.name}", "driver": one.driver}
+            entry["code"].append(code | facts)
+        kernels.append(entry)
     for one in targets:
         image = {"target": one.name, "driver": one.driver, "kernels": images[one.name]}
         tensors[f"kernel.{one.name}"] = np.frombuffer(json.dumps(image).encode(), np.uint8)
     return engine_file.write(target, document, tensors)
 
 
-def _kernels(document: Json, tensors: Json, precision: str) -> Iterator[tuple[Json, Json]]:
-    """Every kernel of a plan: its entry in the file without code, and what the fake driver has to know."""
+def _description(document: Json, entry: Json) -> Json:
+    """What the fake driver has to know of a kernel."""
+    buffers = document["buffers"]
+    op = document["ops"][entry["op"]]
+    channels = {buffer["name"]: buffer["channels"] for buffer in buffers}
+    arguments = []
+    for argument in entry["arguments"]:
+        facts: Json = {}
+        if argument["kind"] == "buffer":
+            name = buffers[argument["buffer"]]["name"]
+            role = "output" if name in op["outputs"] else "input"
+            facts = {"role": role, "position": op[f"{role}s"].index(name), "channels": channels[name]}
+            if op["op"] == "concat" and role == "input":
+                facts["position"] = entry["step"]  # the same input may stand twice
+        elif argument["kind"] == "weight":
+            facts = {"name": argument["tensor"].removeprefix(f"{op['name']}.")}
+        arguments.append(argument | facts)
+    return {
+        "op": op, "step": entry["step"], "precision": entry["precision"], **entry["select"], "grid": entry["grid"],
+        "hidden": entry["hidden"], "arguments": arguments, "image_channels": document["input"]["channels"],
+        "output": {key: document["output"][key] for key in ("kind", "channels")},
+        "first_channel": sum(channels[name] for name in op["inputs"][: entry["step"]]),
+    }  # fmt: skip
+
+
+def _kernels(document: Json, tensors: Json, precision: str) -> Iterator[Json]:
+    """An entry, without code, for every kernel of a plan."""
     buffers = {buffer["name"]: (index, buffer) for index, buffer in enumerate(document["buffers"])}
-    output = {key: document["output"][key] for key in ("kind", "channels")}
     for index, op in enumerate(document["ops"]):
-        for select in _selections(op, output):
-            first_channel = 0
+        channels = buffers[op["outputs"][0]][1]["channels"] if op["outputs"] else 1
+        blocks = [{"ceil": ["H"], "by": TILE[0]}, {"ceil": ["W"], "by": TILE[1]}]
+        grid = [blocks, [-(-channels // TILE[2])], ["N"]]
+        scratch = {"kind": "scratch", "bytes": [*blocks, *grid[1], "N", SCRATCH_BYTES]}
+        for select in _selections(op, document["output"]):
             for step in range(len(op["inputs"]) if op["op"] == "concat" else 1):
                 arguments = _arguments(op, buffers, tensors, precision, step)
-                channels = buffers[op["outputs"][0]][1]["channels"] if op["outputs"] else 1
-                blocks = [{"ceil": ["H"], "by": TILE[0]}, {"ceil": ["W"], "by": TILE[1]}], [-(-channels // TILE[2])]
-                scratch = {"kind": "scratch", "bytes": [*blocks[0], *blocks[1], "N", SCRATCH_BYTES]}
                 arguments += [scratch | {"zeroed": True}, scratch | {"zeroed": False}]
-                entry = {
+                yield {
                     "op": index, "step": step, "select": select, "precision": precision, "candidate": "only",
-                    "grid": [*blocks, ["N"]], "hidden": 2, "arguments": [_public(argument) for argument in arguments],
+                    "grid": grid, "hidden": 2, "arguments": arguments,
                 }  # fmt: skip
-                description = {
-                    "op": op, "step": step, "precision": precision, "output": output, **select, "hidden": 2,
-                    "image_channels": document["input"]["channels"], "tile": TILE, "warps": 4,
-                    "first_channel": first_channel,
-                    "arguments": [
-                        argument | {"bytes_per_block": SCRATCH_BYTES} if argument["kind"] == "scratch" else argument
-                        for argument in arguments
-                    ],
-                }  # fmt: skip
-                yield entry, description
-                first_channel += buffers[op["inputs"][step]][1]["channels"]
 
 
 def _selections(op: Json, output: Json) -> list[dict[str, str]]:
@@ -113,12 +153,10 @@ def _arguments(op: Json, buffers: Json, tensors: Json, precision: str, step: int
         arguments += [{"kind": "transform"}, {"kind": "image"}]
     for role in ("inputs", "outputs"):
         for position, name in enumerate(op[role]):
-            index, buffer = buffers[name]
+            index, _ = buffers[name]
             if index == 0 or (op["op"] == "concat" and role == "inputs" and position != step):
                 continue
-            role_name = role.removesuffix("s")
-            facts = {"role": role_name, "position": position, "channels": buffer["channels"]}
-            arguments.append({"kind": "buffer", "buffer": index, **facts})
+            arguments.append({"kind": "buffer", "buffer": index})
     prefix = f"{op['name']}."
     for name, array in sorted(tensors.items()):
         if name.startswith(prefix) and not name.removeprefix(prefix).startswith("0."):
@@ -141,9 +179,4 @@ def _weight(full_name: str, name: str, shape: tuple[int, ...], precision: str) -
     exact = name not in ("weight", "weight_up", "weight_skip", "weight_a", "weight_b", "head_weight")
     dtype = "float32" if exact or precision == "tf32" else precision
     pad_to = [*view[:-2], *(-(-extent // 16) * 16 for extent in view[-2:])]
-    return {"kind": "weight", "tensor": full_name, "dtype": dtype, "shape": view, "pad_to": pad_to, "name": name}
-
-
-def _public(argument: Json) -> Json:
-    """What of an argument stands in the engine file."""
-    return {key: value for key, value in argument.items() if key not in ("role", "position", "channels", "name")}
+    return {"kind": "weight", "tensor": full_name, "dtype": dtype, "shape": view, "pad_to": pad_to}

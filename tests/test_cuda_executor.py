@@ -30,7 +30,7 @@ from tests.fake_gpu import (
     build,
     on_fake_gpu,
 )
-from tests.fake_kernels import Target, with_kernels
+from tests.fake_kernels import Target, with_kernels, with_triton_launches
 from tests.pixels import random_image
 from unet_fast import DeviceError, Engine, EngineFileError, UnsupportedError, engine_file
 
@@ -114,6 +114,19 @@ def test_equals_the_cpu(driver: FakeDriver, folder: Path, name: str, precision: 
     several = engine.classes > 1
     expected = np.argmax(probability, axis=-1) if several else 255 * (probability > 0.5)
     assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("rank", [0, 7, 99])
+@pytest.mark.parametrize("name", ["plain", "odd", "classes", "nearest", "bilinear", "batch_norm", "valid", "width24"])
+@on_fake_gpu
+def test_launches_of_the_triton_kernels(driver: FakeDriver, folder: Path, name: str, rank: int) -> None:
+    """Arguments, weights, grids and scratch memory as unet_fast/kernels asks for them, split sums included."""
+    pytest.importorskip("triton")
+    path = with_triton_launches(frozen(folder, name), folder / f"{name}.triton.unet", "float32", 90, rank)
+    engine = Engine(path, device="cuda")
+    pixels = pixels_for(engine)
+    probability = engine.probability(pixels, tiling="none")
+    assert difference(probability, truth_of(folder, name, pixels, tiling="none")) < TOLERANCE["float32"]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

@@ -2,8 +2,8 @@
 //
 // A kernel is described by JSON that tests/fake_kernels.py makes out of the engine file:
 //   entry, op (as in the file), step, precision, pixel or result, output (kind, channels), image_channels,
-//   arguments (as in the file; buffers with their role, position and channels, weights with their short name), hidden,
-//   tile [rows, columns, channels] of one block of the grid, warps, shared, pdl.
+//   grid, arguments (as in the file; buffers with their role, position and channels, weights with their short name),
+//   hidden, first_channel (of a step of concat), warps, shared, pdl.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -136,7 +136,7 @@ class Run {
   public:
     Run(const Launch &launch, const KernelFunction &function)
         : launch_(launch), function_(function), description_(*function.description), op_(description_["op"]),
-          type_(type_named(description_["precision"])), n_(symbol("N")), activation_(op_.value("activation", "none")),
+          type_(type_named(description_["precision"])), n_(images()), activation_(op_.value("activation", "none")),
           slope_(op_.value("slope", 0.0F)) {
         if (op_.contains("kernel"))
             kernel_ = op_["kernel"].get<std::array<int64_t, 2>>();
@@ -153,12 +153,8 @@ class Run {
         expect(shared <= function_.allowed_shared_bytes, "more shared memory than the function was allowed");
         for (size_t i = arguments().size(); i < launch_.arguments.size(); ++i)
             expect(launch_.arguments[i] == 0, "a hidden argument is not null");
-        const auto [h, w, c] = written();
-        const json &tile = description_["tile"];
-        const auto blocks = [](int64_t size, const json &by) { return (size - 1) / by.get<int64_t>() + 1; };
-        expect(launch_.grid[0] == blocks(h, tile[0]) * blocks(w, tile[1]) && launch_.grid[1] == blocks(c, tile[2]) &&
-                   launch_.grid[2] == n_,
-               "grid does not cover what is written");
+        for (size_t i = 0; i < 3; ++i)
+            expect(launch_.grid[i] == axis(description_["grid"][i]), "grid is not what the kernel says");
         for (size_t i = 0; i < arguments().size(); ++i) {
             const json &argument = arguments()[i];
             const std::string &kind = argument["kind"];
@@ -253,14 +249,41 @@ class Run {
         const uint64_t bits = find([&](const json &argument) {
             return argument.contains("value") && argument["value"].is_string() && argument["value"] == name;
         });
-        return static_cast<int64_t>(static_cast<int32_t>(bits));
+        const auto value = static_cast<int64_t>(static_cast<int32_t>(bits));
+        if (name == "N") {
+            expect(bits == 0 || value == n_, "N is not the number of images"); // not all kernels take it
+            return n_;
+        }
+        // Those that write what is as large as what they read take one size.
+        return value == 0 && name.size() > 1 ? symbol(name.substr(0, 1)) : value;
     }
-    std::array<int64_t, 3> written() const {
-        int64_t channels = 1;
-        for (const json &argument : arguments())
-            if (argument["kind"] == "buffer" && argument["role"] == "output" && argument["position"] == 0)
-                channels = argument["channels"];
-        return {symbol("H"), symbol("W"), channels};
+
+    // The third extent of every grid is N, or N times a constant.
+    int64_t images() const {
+        int64_t each = 1;
+        for (const json &factor : description_["grid"][2])
+            each *= factor.is_number() ? factor.get<int64_t>() : 1;
+        return launch_.grid[2] / each;
+    }
+
+    // A product as "Sizes" in docs/design.md defines it.
+    int64_t axis(const json &factors) const {
+        const auto term = [&](const json &value) {
+            return value.is_string() ? symbol(value.get<std::string>()) : value.get<int64_t>();
+        };
+        int64_t product = 1;
+        for (const json &factor : factors) {
+            if (!factor.is_object()) {
+                product *= term(factor);
+                continue;
+            }
+            int64_t part = 1;
+            for (const json &value : factor["ceil"])
+                part *= term(value);
+            const int64_t by = factor["by"];
+            product *= (part + by - 1) / by;
+        }
+        return product;
     }
 
     // Device memory; where the range is wrong, which is recorded, scratch memory of that size.
@@ -341,8 +364,7 @@ class Run {
             const json &argument = arguments()[i];
             if (argument["kind"] != "scratch")
                 continue;
-            const size_t bytes =
-                argument["bytes_per_block"].get<size_t>() * launch_.grid[0] * launch_.grid[1] * launch_.grid[2];
+            const auto bytes = static_cast<size_t>(axis(argument["bytes"]));
             std::byte *const data = memory(launch_.arguments[i], bytes);
             if (!argument["zeroed"].get<bool>())
                 std::fill(data, data + bytes, std::byte{0xFF});
