@@ -84,8 +84,8 @@ typedef struct uf_options {
     int32_t refuse_embedded_code; /* non-zero: ignore GPU code in the file, run on the CPU */
 } uf_options;
 
-/* An image, or a batch of them, in host or device memory.  Channels are interleaved (HWC) by default; for planar
- * images set channel_stride_bytes and pixel_stride_bytes.  Negative strides are accepted. */
+/* An image, or a batch of them, in host memory or that of the GPU the engine runs on.  Channels are interleaved (HWC)
+ * by default; for planar images set channel_stride_bytes and pixel_stride_bytes.  Negative strides are accepted. */
 typedef struct uf_image {
     size_t struct_size;
     const void *data;             /* first channel of the first pixel of the first image */
@@ -177,9 +177,10 @@ UF_API uf_status uf_context_create(uf_engine *engine, int32_t count, int32_t hei
                                    uf_context **context);
 UF_API void uf_context_destroy(uf_context *context);
 
-/* Runs one pass over at most `count` images of exactly the context's size.  On a GPU it is put on `cuda_stream` (a
- * CUstream; NULL: the context's own, then the call waits) and image and output must stay until the stream has passed;
- * on a CPU it is done on return and `cuda_stream` must be NULL.  A `threshold` of 0 is the file's. */
+/* Runs one pass over at most `count` images of exactly the context's size.  A `threshold` of 0 is the file's.
+ * On a GPU it is put on `cuda_stream` (a CUstream of the GPU's primary context; NULL: the context's own, then the call
+ * waits).  Image and output must stay until the stream has passed; an output in host memory is waited for.
+ * On a CPU it is done on return and `cuda_stream` must be NULL. */
 UF_API uf_status uf_enqueue(uf_context *context, const uf_image *image, float threshold, uf_output *output,
                             void *cuda_stream);
 
