@@ -175,9 +175,10 @@ class Worker:
         raise RuntimeError(f"compiling {name} with {dict(job.constants)} failed: {reply}")
 
     def close(self) -> None:
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
         self._process.wait()
 
 
