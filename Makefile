@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := $(shell find csrc -type f -not -path 'csrc/cuda/test*') CMakeLists.txt setup.py
 PRETRAINED := $(wildcard pretrained/*.safetensors)
 
-.PHONY: demo build test test-slow test-gpu bench lint format clean help
+.PHONY: demo build test test-slow test-gpu bench bench-quick lint format clean help
 
 demo: build  ## Segment sample micrographs with the shipped network and draw the result
 	$(BIN)/unet-fast demo
@@ -23,8 +23,11 @@ test-slow: $(VENV)/test  ## The tests that take minutes
 test-gpu: $(VENV)/test  ## The tests on a real NVIDIA GPU (skipped aloud without one)
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(VENV)/bench  ## Latency against PyTorch and the machine's peak
+bench: $(VENV)/bench  ## Latency against other engines and the machine's peak: half an hour; report in build/bench
 	$(BIN)/python -m pytest bench
+
+bench-quick: $(VENV)/bench  ## A few rows of it in under two minutes, times not judged
+	$(BIN)/python -m pytest bench --quick
 
 lint: $(VENV)/lint $(VENV)/test  ## Linters, formatters in check mode, types (mypy reads those of PyTorch)
 	$(BIN)/ruff check .

@@ -55,9 +55,10 @@ def main() -> None:
         for index in range(options.processes):
             output = subprocess.run([*command, str(options.rounds)], check=True, capture_output=True, text=True).stdout
             runs.append([[float(f"{value:.4g}") for value in values] for values in json.loads(output)])
-            print(f"process {index + 1} of {options.processes}, load {machine.description()['load'][0]}")
-    stored = {"about": machine.description(), "runs": runs}
-    PATH.write_text(json.dumps(stored, indent=None, separators=(",", ":")).replace("]],[[", "]],\n[[") + "\n")
+            about = machine.description()
+            print(f"process {index + 1} of {options.processes}, load {about['load'][0]}", flush=True)
+            text = json.dumps({"about": about, "runs": runs}, separators=(",", ":"))
+            PATH.write_text(text.replace("]],[[", "]],\n[[") + "\n")
 
 
 if __name__ == "__main__":
