@@ -106,7 +106,6 @@ class CudaContext : public uf::Context {
     Stream stream_;
     Event done_; // after the last pass, if it was not waited for
     bool pending_ = false;
-    CUstream last_stream_ = nullptr;  // valid while pending
     bool broken_ = false;             // the last pass failed: scratch memory may hold anything
     std::map<int, PassGraph> graphs_; // by number of images
 };
@@ -266,8 +265,9 @@ void CudaContext::wait_for_staging() {
 
 void CudaContext::pass(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
                        const OutputView *outputs, CUstream stream) {
-    // All passes share the arena: they follow each other even if they are on different streams.
-    if (pending_ && last_stream_ != stream)
+    // All passes share the arena: they follow each other even if they are on different streams.  (Comparing handles
+    // would not do: a stream may have been destroyed since, and its handle given to another.)
+    if (pending_)
         api().stream_wait_event(stream, done_.get(), 0);
     const ImageArguments image = stage_images(images, count, stream);
     upload_transforms(transforms, count, stream);
@@ -285,7 +285,6 @@ void CudaContext::pass(const ImageView *images, const PixelTransform *transforms
     } else {
         api().event_record(done_.get(), stream);
         pending_ = true;
-        last_stream_ = stream;
     }
 }
 

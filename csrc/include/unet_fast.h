@@ -168,7 +168,9 @@ UF_API uf_status uf_output_size(const uf_engine *engine, int32_t height, int32_t
                                 int32_t *output_height, int32_t *output_width);
 
 /* Segments an image or batch into a mask or, for a UF_FLOAT32 output, into probabilities.  `options` may be NULL.
- * Images and results in batch positions are independent: each equals what it would be alone, bit for bit. */
+ * Images and results in batch positions are independent: each equals what it would be alone, bit for bit.
+ * On a GPU this comes after work on the legacy default stream; what other streams do to the image or the output must be
+ * waited for first. */
 UF_API uf_status uf_segment(uf_engine *engine, const uf_image *image, const uf_run_options *options, uf_output *output);
 
 /* A context owns all memory of one pass over `count` images of height x width (a legal size; 0: 1 image of the trained
