@@ -46,13 +46,15 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_PREFIX_PATH={cmake_prefixes()}",
             f"-DCMAKE_INSTALL_PREFIX={package}",
+            "-DCMAKE_INSTALL_LIBDIR=lib",
             "-DUF_PYTHON=ON",
+            "-DUF_STATIC=OFF",
             *os.environ.get("UNET_FAST_CMAKE_ARGS", "").split(),
         ]
         subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), *generator, *arguments], check=True)
         jobs = str(len(os.sched_getaffinity(0)))
         subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
-        subprocess.run(["cmake", "--install", str(build), "--component", "python", "--strip"], check=True)
+        subprocess.run(["cmake", "--install", str(build), "--strip"], check=True)
         if PRETRAINED.exists():
             data = package / "data"
             data.mkdir(exist_ok=True)
