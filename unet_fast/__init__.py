@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .engine import Engine, EngineInfo
     from .errors import DeviceError, EngineFileError, UnsupportedError
     from .graph import Graph, GraphError
-    from .paths import include_dir, library_dir
+    from .paths import cmake_dir, include_dir, library_dir, pkgconfig_dir
     from .pretrained import pretrained_engine
     from .spec import UNetSpec
 
@@ -34,6 +34,8 @@ _HOMES = {
     "UNetSpec": "spec",
     "include_dir": "paths",
     "library_dir": "paths",
+    "cmake_dir": "paths",
+    "pkgconfig_dir": "paths",
 }
 
 __all__ = [  # noqa: RUF022 - what users meet first
@@ -49,6 +51,8 @@ __all__ = [  # noqa: RUF022 - what users meet first
     "UnsupportedError",
     "include_dir",
     "library_dir",
+    "cmake_dir",
+    "pkgconfig_dir",
 ]
 
 

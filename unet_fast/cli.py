@@ -10,10 +10,12 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import _native
 from .engine import TILINGS, Engine
 from .errors import EngineFileError, in_one_line
+from .paths import cmake_dir, pkgconfig_dir
 
 DEVICES = "auto, cpu, cpu-reference, cuda, cuda:1"
 PRETRAINED = "pretrained"
@@ -122,6 +124,11 @@ def _bench(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="unet-fast", description="Freeze a trained U-Net into one file and run it.")
     parser.add_argument("--version", action="version", version=f"unet-fast {_native.version()}")
+    for flag, folder, what in (
+        ("--cmake-dir", cmake_dir(), "the CMake package of the C and C++ library, for -Dunet_fast_DIR"),
+        ("--pkgconfig-dir", pkgconfig_dir(), "unet_fast.pc, for PKG_CONFIG_PATH"),
+    ):
+        parser.add_argument(flag, action=_PrintAndExit, const=folder, help=f"print the folder of {what}, and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = argparse.ArgumentParser(add_help=False)
     run.add_argument("--device", default="auto", help=f"where to run: {DEVICES} (default: auto)")
@@ -175,6 +182,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("engine", help=engine_help)
     command.set_defaults(run=_bench)
     return parser
+
+
+class _PrintAndExit(argparse.Action):
+    """Prints `const` as it is; the action "version" would wrap a long path."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(nargs=0, **keywords)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(self.const)
+        parser.exit()
 
 
 def _positive_integer(text: str) -> int:
