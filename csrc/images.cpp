@@ -23,6 +23,11 @@ bool is_on_device(int32_t memory, const char *argument) {
     return memory == UF_MEMORY_CUDA;
 }
 
+void check_side(const char *argument, int32_t side) {
+    if (side < 1 || side > largest_image_side)
+        refuse(argument, " is ", side, ", accepted are 1 to ", largest_image_side);
+}
+
 void check_alignment(const void *data, size_t alignment, const char *argument) {
     if (reinterpret_cast<uintptr_t>(data) % alignment != 0)
         refuse(argument, ".data must be a multiple of ", alignment, " bytes for its dtype");
@@ -34,6 +39,12 @@ int64_t multiply(int64_t a, int64_t b, const char *argument) {
         product < -(std::numeric_limits<int64_t>::max() / 8))
         refuse(argument, ": size times stride is more than any memory holds");
     return product;
+}
+
+// Refuses what reaches further than `size_bytes` behind `data`; 0 is not checked.
+void check_size(size_t size_bytes, int64_t end, const char *argument) {
+    if (size_bytes != 0 && static_cast<uint64_t>(end) > size_bytes)
+        refuse(argument, ".size_bytes is ", size_bytes, ", but these sizes and strides reach ", end, " bytes");
 }
 
 // Calls `function` with a null pointer of the pixel type.
@@ -104,6 +115,51 @@ size_t pixel_bytes(PixelType type) {
     return with_type(type, [](auto *pixel) { return sizeof *pixel; });
 }
 
+uf_image describe_image(const void *data, const char *encoding, int32_t height, int32_t width,
+                        int64_t row_stride_bytes) {
+    static const struct Encoding {
+        const char *name;
+        int32_t dtype, stored, used; // channels
+        bool reversed;
+    } encodings[] = {
+        {"mono8", UF_UINT8, 1, 1, false},   {"mono16", UF_UINT16, 1, 1, false}, {"rgb8", UF_UINT8, 3, 3, false},
+        {"bgr8", UF_UINT8, 3, 3, true},     {"rgba8", UF_UINT8, 4, 3, false},   {"bgra8", UF_UINT8, 4, 3, true},
+        {"rgb16", UF_UINT16, 3, 3, false},  {"bgr16", UF_UINT16, 3, 3, true},   {"rgba16", UF_UINT16, 4, 3, false},
+        {"bgra16", UF_UINT16, 4, 3, true},  {"8UC1", UF_UINT8, 1, 1, false},    {"8UC3", UF_UINT8, 3, 3, false},
+        {"16UC1", UF_UINT16, 1, 1, false},  {"16UC3", UF_UINT16, 3, 3, false},  {"32FC1", UF_FLOAT32, 1, 1, false},
+        {"32FC3", UF_FLOAT32, 3, 3, false},
+    };
+    if (data == nullptr)
+        refuse("data is NULL");
+    if (encoding == nullptr)
+        refuse("encoding is NULL");
+    const auto *const found = std::find_if(std::begin(encodings), std::end(encodings), [&](const Encoding &candidate) {
+        return std::strcmp(candidate.name, encoding) == 0;
+    });
+    if (found == std::end(encodings)) {
+        std::string names;
+        for (const Encoding &candidate : encodings)
+            names += message(names.empty() ? "" : ", ", candidate.name);
+        refuse("encoding is ", in_quotes(encoding), ", accepted are ", names, "; set the strides of others by hand");
+    }
+    check_side("height", height);
+    check_side("width", width);
+    const auto item = static_cast<int64_t>(found->dtype == UF_FLOAT32 ? 4 : found->dtype == UF_UINT16 ? 2 : 1);
+    const int64_t row_bytes = width * found->stored * item;
+    if (row_stride_bytes != 0 && row_stride_bytes < row_bytes && row_stride_bytes > -row_bytes)
+        refuse("row_stride_bytes is ", row_stride_bytes, ", but ", width, " pixels of ", encoding, " are ", row_bytes);
+    uf_image image = {};
+    image.data = static_cast<const std::byte *>(data) + (found->reversed ? (found->used - 1) * item : 0);
+    image.dtype = found->dtype;
+    image.height = height;
+    image.width = width;
+    image.channels = found->used;
+    image.row_stride_bytes = row_stride_bytes != 0 ? row_stride_bytes : row_bytes;
+    image.pixel_stride_bytes = found->stored * item;
+    image.channel_stride_bytes = found->reversed ? -item : item;
+    return image;
+}
+
 ImageBatch check_image(const uf_image &image, const Plan &plan) {
     if (image.data == nullptr)
         refuse("image.data is NULL");
@@ -127,9 +183,8 @@ ImageBatch check_image(const uf_image &image, const Plan &plan) {
     }
     if (image.count < 0)
         refuse("image.count is ", image.count, ", expected at least 1 (0 means 1)");
-    for (const auto &[name, side] : {std::pair("height", image.height), std::pair("width", image.width)})
-        if (side < 1 || side > largest_image_side)
-            refuse("image.", name, " is ", side, ", accepted are 1 to ", largest_image_side);
+    check_side("image.height", image.height);
+    check_side("image.width", image.width);
     if (image.channels != 0 && image.channels != plan.channels)
         refuse("image.channels is ", image.channels, ", this network takes ", plan.channels);
     if (image.max_value != 0.0F) {
@@ -143,7 +198,9 @@ ImageBatch check_image(const uf_image &image, const Plan &plan) {
     batch.channels = plan.channels;
 
     const auto item = static_cast<int64_t>(pixel_bytes(batch.first.type));
-    const auto or_default = [](int64_t stride, int64_t value) { return stride != 0 ? stride : value; };
+    const auto or_default = [](int64_t stride, int64_t value) {
+        return stride == UF_STRIDE_ZERO ? 0 : stride != 0 ? stride : value;
+    };
     ImageView &view = batch.first;
     view.data = static_cast<const std::byte *>(image.data);
     view.channel_stride = or_default(image.channel_stride_bytes, item);
@@ -158,12 +215,15 @@ ImageBatch check_image(const uf_image &image, const Plan &plan) {
                 {"row_stride_bytes", batch.height, view.row_stride},
                 {"pixel_stride_bytes", batch.width, view.pixel_stride},
                 {"channel_stride_bytes", batch.channels, view.channel_stride}};
+    int64_t end = item; // and four times an eighth of the range at most
     for (const auto &axis : axes) {
         multiply(axis.size, axis.stride, "image");
+        end += std::max<int64_t>((axis.size - 1) * axis.stride, 0);
         if (axis.size > 1 && axis.stride % item != 0)
             refuse("image.", axis.name, " is ", axis.stride, ", expected a multiple of the ", item,
                    " bytes of its dtype");
     }
+    check_size(image.size_bytes, end, "image");
     return batch;
 }
 
@@ -198,12 +258,18 @@ OutputBatch check_output(const uf_output &output, int count, int64_t height, int
     if (height > 1 && std::abs(row_stride) < row_bytes)
         refuse("output.row_stride_bytes is ", row_stride, ", but a row has ", row_bytes, " bytes");
     // Images one after the other, or their rows interleaved (as side by side in one large picture).
-    const bool apart = std::abs(image_stride) >= rows_span ||
-                       (std::abs(image_stride) >= row_bytes && (height == 1 || std::abs(row_stride) >= images_span));
-    if (count > 1 && !apart)
+    const auto apart = [&] {
+        return std::abs(image_stride) >= rows_span ||
+               (std::abs(image_stride) >= row_bytes && (height == 1 || std::abs(row_stride) >= images_span));
+    };
+    if (count > 1 && !apart())
         refuse("output.image_stride_bytes is ", image_stride, ", but a result has ", rows_span, " bytes");
     if (batch.first.type == ResultType::probability && (row_stride % 4 != 0 || image_stride % 4 != 0))
         refuse("output strides must be multiples of 4 bytes for UF_FLOAT32, are ", row_stride, " and ", image_stride);
+    check_size(output.size_bytes,
+               std::max<int64_t>((height - 1) * row_stride, 0) + std::max<int64_t>((count - 1) * image_stride, 0) +
+                   row_bytes,
+               "output");
     batch.first.row_stride = row_stride;
     batch.image_stride = image_stride;
     return batch;

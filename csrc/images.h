@@ -44,6 +44,10 @@ struct OutputBatch {
     }
 };
 
+// What uf_image_describe gives; throws UF_ERR_INVALID_ARGUMENT.
+uf_image describe_image(const void *data, const char *encoding, int32_t height, int32_t width,
+                        int64_t row_stride_bytes);
+
 // Throw UF_ERR_INVALID_ARGUMENT for what unet_fast.h does not allow, UF_ERR_UNSUPPORTED for the mask of a network that
 // has none.  Whether device memory is accepted is the executor's to say.
 ImageBatch check_image(const uf_image &image, const Plan &plan);

@@ -1,16 +1,21 @@
 #include "thread_pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "error.h"
+#include "message.h"
 
 namespace uf {
 
@@ -82,7 +87,7 @@ class Workers {
     }
 
     // Starts as many threads as there can be, up to `count`, if none has been started before.
-    void start(int count) {
+    void start(int count, const ThreadSchedule &schedule) {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (started_)
             return;
@@ -93,8 +98,10 @@ class Workers {
         pthread_sigmask(SIG_SETMASK, &all, &before);
         try {
             threads_.reserve(static_cast<size_t>(count));
-            for (int worker = 1; worker <= count; ++worker)
+            for (int worker = 1; worker <= count; ++worker) {
                 threads_.emplace_back([this, worker] { serve(worker); });
+                apply(schedule, worker);
+            }
         } catch (const std::exception &) {
             // Out of threads or memory: those that there are do the work.
         }
@@ -127,9 +134,31 @@ class Workers {
         done_.wait(lock, done);
     }
 
+    // What the system said to the schedule, 0 where it was accepted.
+    int affinity_error() const { return affinity_error_; }
+    int priority_error() const { return priority_error_; }
+
     const unsigned generation;
 
   private:
+    void apply(const ThreadSchedule &schedule, int worker) {
+        const pthread_t thread = threads_.back().native_handle();
+        if (!schedule.processors.empty()) {
+            const auto place = static_cast<size_t>(worker - 1) % schedule.processors.size();
+            cpu_set_t processor;
+            CPU_ZERO(&processor);
+            CPU_SET(static_cast<size_t>(schedule.processors[place]), &processor);
+            if (const int error = pthread_setaffinity_np(thread, sizeof processor, &processor))
+                affinity_error_ = error;
+        }
+        if (schedule.priority != 0) {
+            sched_param parameters = {};
+            parameters.sched_priority = schedule.priority;
+            if (const int error = pthread_setschedparam(thread, SCHED_FIFO, &parameters))
+                priority_error_ = error;
+        }
+    }
+
     void serve(int worker) {
         pthread_setname_np(pthread_self(), "unet_fast");
         std::unique_lock<std::mutex> lock(mutex_);
@@ -168,13 +197,14 @@ class Workers {
     std::atomic<uint64_t> changes_{0}; // new loops and the end
     int sleepers_ = 0;
     bool started_ = false, stopping_ = false;
+    int affinity_error_ = 0, priority_error_ = 0;
     std::vector<std::thread> threads_;
 };
 
 } // namespace
 
 struct ThreadPool::State {
-    explicit State(int thread_count) : threads(thread_count) {}
+    State(int thread_count, const ThreadSchedule &wanted) : threads(thread_count), schedule(wanted) {}
 
     ~State() {
         Workers *last = workers.load();
@@ -191,16 +221,31 @@ struct ThreadPool::State {
             auto fresh = std::make_unique<Workers>(generation);
             if (workers.compare_exchange_strong(found, fresh.get()))
                 found = fresh.release();
-            found->start(threads - 1);
+            found->start(threads - 1, schedule);
         }
         return *found;
     }
 
     const int threads;
+    const ThreadSchedule schedule;
     std::atomic<Workers *> workers{nullptr};
 };
 
-ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>(std::max(threads, 1))) { watch_forks(); }
+ThreadPool::ThreadPool(int threads, const ThreadSchedule &schedule)
+    : state_(std::make_unique<State>(std::max(threads, 1), schedule)) {
+    watch_forks();
+    if (state_->threads == 1 || (schedule.processors.empty() && schedule.priority == 0))
+        return;
+    const Workers &workers = state_->current();
+    if (const int error = workers.affinity_error())
+        throw Error(
+            UF_ERR_INVALID_ARGUMENT,
+            message("options.thread_affinity names a processor that this process may not use: ", std::strerror(error)));
+    if (const int error = workers.priority_error())
+        throw Error(UF_ERR_UNSUPPORTED,
+                    message("options.thread_priority is ", schedule.priority, ": ", std::strerror(error),
+                            "; real-time threads need CAP_SYS_NICE or a limit (ulimit -r) of at least that"));
+}
 
 ThreadPool::~ThreadPool() = default;
 

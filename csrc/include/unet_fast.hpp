@@ -40,6 +40,8 @@ struct Options {
     std::string device = "auto", precision = "auto", cpu_isa = "auto";
     int threads = 0;
     bool refuse_embedded_code = false;
+    std::string thread_affinity; // empty: wherever the process may run
+    int thread_priority = 0;
 };
 
 // How one call treats its image; see uf_run_options.
@@ -95,6 +97,15 @@ uf_image view(const std::vector<Pixel> &pixels, int height, int width, int chann
                                     std::to_string(count) + " x " + std::to_string(height) + " x " +
                                     std::to_string(width) + " x " + std::to_string(channels));
     return view(pixels.data(), height, width, channels, count);
+}
+
+// Host pixels in one of the usual encodings, as "bgr8"; see uf_image_describe.
+inline uf_image describe(const void *pixels, const std::string &encoding, int height, int width,
+                         int64_t row_stride_bytes = 0) {
+    uf_image image = {};
+    image.struct_size = sizeof image;
+    check(uf_image_describe(&image, pixels, encoding.c_str(), height, width, row_stride_bytes));
+    return image;
 }
 
 // Host memory for a result, rows tight: uint8_t for masks, float for probabilities.
@@ -175,6 +186,23 @@ class Engine {
         return Context(context);
     }
 
+    // See uf_engine_tune; an empty path is the user's cache.
+    void tune(int count = 0, int height = 0, int width = 0, const std::string &path = "") const {
+        check(uf_engine_tune(handle_.get(), count, height, width, path.empty() ? nullptr : path.c_str()));
+    }
+
+    // See uf_engine_profile.
+    std::vector<uf_op_time> profile(uf_profile &whole, int count = 0, int height = 0, int width = 0) const {
+        std::vector<uf_op_time> ops(static_cast<size_t>(info().op_count));
+        for (uf_op_time &op : ops)
+            op.struct_size = sizeof op;
+        whole = {};
+        whole.struct_size = sizeof whole;
+        check(uf_engine_profile(handle_.get(), count, height, width, ops.data(), static_cast<int32_t>(ops.size()),
+                                &whole));
+        return ops;
+    }
+
     uf_engine *handle() const noexcept { return handle_.get(); }
 
   private:
@@ -190,6 +218,8 @@ class Engine {
         result.cpu_isa = options.cpu_isa.c_str();
         result.threads = options.threads;
         result.refuse_embedded_code = options.refuse_embedded_code ? 1 : 0;
+        result.thread_affinity = options.thread_affinity.empty() ? nullptr : options.thread_affinity.c_str();
+        result.thread_priority = options.thread_priority;
         return result;
     }
 

@@ -1,0 +1,81 @@
+"""Compilers and CMake, for the tests that build programs; skipped aloud where there are none."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+BUILD = ROOT / "build" / "cpp-tests"  # kept, so that only the first run compiles
+# The commands of this Python's environment come first.
+SEARCH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-g", "-O1")
+
+
+def run(*command: str | Path, timeout: float = 300, **variables: str) -> str:
+    """The output of a command that must succeed, with these environment variables added."""
+    return run_bytes(*command, timeout=timeout, **variables).decode()
+
+
+def run_bytes(*command: str | Path, timeout: float = 300, **variables: str) -> bytes:
+    """Likewise, for output that is no text."""
+    environment = {**os.environ, "PATH": SEARCH, **variables}
+    result = subprocess.run([str(part) for part in command], capture_output=True, timeout=timeout, env=environment)
+    said = (result.stdout + result.stderr).decode(errors="replace")
+    assert result.returncode == 0, f"{' '.join(map(str, command))} gives {result.returncode}\n{said}"
+    return result.stdout
+
+
+def tool(*names: str) -> str:
+    """The first of these commands that there is; skips the test without one."""
+    for name in names:
+        if found := shutil.which(name, path=SEARCH):
+            return found
+    pytest.skip(f"needs {' or '.join(names)}")
+
+
+def json_prefix() -> str:
+    """Where CMake finds the wheel of nlohmann-json; "" for the system's own."""
+    spec = importlib.util.find_spec("nlohmann_json")
+    return ";".join(spec.submodule_search_locations or []) if spec else ""
+
+
+def configure(source: Path, build: Path, *options: str) -> None:
+    """Configures a CMake project in `build`, with ninja where it is."""
+    generator = (
+        ["-G", "Ninja"] if shutil.which("ninja", path=SEARCH) and not (build / "CMakeCache.txt").exists() else []
+    )
+    run(tool("cmake"), "-S", source, "-B", build, *generator, *options)
+
+
+def build_library(
+    build: Path = BUILD, *options: str, targets: tuple[str, ...] = ("all",), timeout: float = 900
+) -> Path:
+    """Builds the runtime as the sources are now; the build folder, which is kept."""
+    configure(ROOT, build, f"-DCMAKE_PREFIX_PATH={json_prefix()}", "-DUF_PYTHON=OFF", *options)
+    run(tool("cmake"), "--build", build, "--target", *targets, "--parallel", "2", timeout=timeout)
+    return build
+
+
+def compile_program(
+    program: Path,
+    *sources: Path,
+    library: Path | None,
+    flags: tuple[str, ...] = (),
+    c: str = "cc",
+    cpp: str = "c++",
+    include: Path = ROOT / "csrc" / "include",
+) -> Path:
+    """Compiles sources of tests/ against the header in the repository and libunet_fast.so in the folder `library`, or
+    against the internals in csrc/ if that is None."""
+    compiler = [tool(c), "-std=c11"] if sources[0].suffix == ".c" else [tool(cpp), "-std=c++17"]
+    link = [f"-L{library}", f"-Wl,-rpath,{library}", "-lunet_fast"] if library else [f"-I{ROOT / 'csrc'}"]
+    run(*compiler, *WARNINGS, *flags, *sources, f"-I{include}", *link, "-lm", "-lpthread", "-o", program)
+    return program
