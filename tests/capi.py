@@ -15,6 +15,7 @@ import unet_fast
 LIBRARY = Path(unet_fast.__file__).parent / "lib" / "libunet_fast.so"
 
 INVALID_ARGUMENT, BAD_FILE, UNSUPPORTED, OUT_OF_MEMORY, DEVICE, DEVICE_LOST = 1, 3, 5, 6, 8, 9
+STRIDE_ZERO = -(2**63)
 DTYPES = {"uint8": 1, "uint16": 2, "float32": 3}
 HOST, CUDA = 0, 1
 
@@ -23,6 +24,7 @@ class Options(ctypes.Structure):
     _fields_ = (
         ("struct_size", ctypes.c_size_t), ("device", ctypes.c_char_p), ("precision", ctypes.c_char_p),
         ("cpu_isa", ctypes.c_char_p), ("threads", ctypes.c_int32), ("refuse_embedded_code", ctypes.c_int32),
+        ("thread_affinity", ctypes.c_char_p), ("thread_priority", ctypes.c_int64),
     )  # fmt: skip
 
 
@@ -32,7 +34,7 @@ class Image(ctypes.Structure):
         ("memory", ctypes.c_int32), ("count", ctypes.c_int32), ("height", ctypes.c_int32), ("width", ctypes.c_int32),
         ("channels", ctypes.c_int32), ("image_stride_bytes", ctypes.c_int64), ("row_stride_bytes", ctypes.c_int64),
         ("pixel_stride_bytes", ctypes.c_int64), ("channel_stride_bytes", ctypes.c_int64),
-        ("max_value", ctypes.c_float),
+        ("max_value", ctypes.c_float), ("size_bytes", ctypes.c_size_t),
     )  # fmt: skip
 
 
@@ -40,6 +42,7 @@ class Output(ctypes.Structure):
     _fields_ = (
         ("struct_size", ctypes.c_size_t), ("data", ctypes.c_void_p), ("dtype", ctypes.c_int32),
         ("memory", ctypes.c_int32), ("image_stride_bytes", ctypes.c_int64), ("row_stride_bytes", ctypes.c_int64),
+        ("size_bytes", ctypes.c_size_t),
     )  # fmt: skip
 
 
@@ -94,6 +97,12 @@ class Api:
 
     def enqueue(self, context: Any, image: Image, output: Output, stream: int = 0, threshold: float = 0.0) -> None:
         self.call("uf_enqueue", context, image, threshold, output, stream or None)
+
+    def describe(self, data: int, encoding: str, height: int, width: int, row_stride_bytes: int = 0) -> Image:
+        image = Image(struct_size=ctypes.sizeof(Image))
+        where, stride = ctypes.c_void_p(data), ctypes.c_int64(row_stride_bytes)
+        self.call("uf_image_describe", ctypes.byref(image), where, encoding.encode(), height, width, stride)
+        return image
 
     def segment(self, engine: Any, image: Image, output: Output, tiling: int = 0) -> None:
         options = RunOptions(struct_size=ctypes.sizeof(RunOptions), tiling=tiling)

@@ -14,10 +14,10 @@ import pytest
 
 import unet_fast
 from tests.conftest import ROOT
+from tests.programs import compile_program, run
 
 SOURCES = ROOT / "tests" / "c"
 LIBRARY = Path(unet_fast.__file__).parent / "lib"
-WARNINGS = ["-Wall", "-Wextra", "-Werror", "-g", "-O1"]
 
 pytestmark = [
     pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="needs a C and a C++ compiler"),
@@ -25,20 +25,9 @@ pytestmark = [
 ]
 
 
-def run(*command: str | Path) -> str:
-    """The output of a command that must succeed."""
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stdout}{result.stderr}"
-    return result.stdout
-
-
 def build(program: Path, *sources: Path, flags: tuple[str, ...] = (), library: bool = True) -> Path:
-    """Compiles a program against the header in the repository and, if it is to be, the installed library."""
-    compiler = ["cc", "-std=c11"] if sources[0].suffix == ".c" else ["c++", "-std=c++17"]
-    include = [f"-I{ROOT / 'csrc' / 'include'}", *([] if library else [f"-I{ROOT / 'csrc'}"])]
-    link = [f"-L{LIBRARY}", f"-Wl,-rpath,{LIBRARY}", "-lunet_fast"] if library else []
-    run(*compiler, *WARNINGS, *flags, *sources, *include, *link, "-lm", "-lpthread", "-o", program)
-    return program
+    """Compiles a program against the installed library or, without it, the internals in csrc/."""
+    return compile_program(program, *sources, library=LIBRARY if library else None, flags=flags)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +41,11 @@ def engines(engine_file: Callable[..., Path], tmp_path_factory: pytest.TempPathF
 
 def test_every_function_from_c(engines: Path, tmp_path: Path) -> None:
     run(build(tmp_path / "test_c_api", SOURCES / "test_c_api.c"), engines)
+
+
+def test_a_program_of_the_first_header(engines: Path, tmp_path: Path) -> None:
+    """Structs of version 0.1 with today's library; today's structs with a newer header's fields."""
+    run(build(tmp_path / "test_first_layout", SOURCES / "test_first_layout.c"), engines / "plain.unet")
 
 
 def test_threads_and_forks_from_cpp(engines: Path, tmp_path: Path) -> None:

@@ -75,15 +75,28 @@ static void test_open(void) {
         uf_status status;
         const char *text;
     } refused[] = {
-        {{sizeof(uf_options), "gpu", NULL, NULL, 0, 0}, UF_ERR_INVALID_ARGUMENT, "'gpu', accepted are auto, cpu"},
-        {{sizeof(uf_options), NULL, "float8", NULL, 0, 0}, UF_ERR_INVALID_ARGUMENT, "float8"},
-        {{sizeof(uf_options), "cpu", "fp16", NULL, 0, 0}, UF_ERR_UNSUPPORTED, "fp16"},
-        {{sizeof(uf_options), "cpu-reference", "bf16", NULL, 0, 0}, UF_ERR_UNSUPPORTED, "float32"},
-        {{sizeof(uf_options), "cpu", NULL, "mmx", 0, 0}, UF_ERR_INVALID_ARGUMENT, "mmx"},
-        {{sizeof(uf_options), NULL, NULL, NULL, -1, 0}, UF_ERR_INVALID_ARGUMENT, "threads is -1"},
-        {{sizeof(uf_options), NULL, NULL, NULL, 100000, 0}, UF_ERR_INVALID_ARGUMENT, "threads is 100000"},
-        {{sizeof(uf_options) - 1, NULL, NULL, NULL, 0, 0}, UF_ERR_INVALID_ARGUMENT, "struct_size"},
-        {{0, NULL, NULL, NULL, 0, 0}, UF_ERR_INVALID_ARGUMENT, "struct_size is 0"},
+#define SET(...)                                                                                                       \
+    {                                                                                                                  \
+        .struct_size = sizeof(uf_options), __VA_ARGS__                                                                 \
+    }
+        {SET(.device = "gpu"), UF_ERR_INVALID_ARGUMENT, "'gpu', accepted are auto, cpu"},
+        {SET(.precision = "float8"), UF_ERR_INVALID_ARGUMENT, "float8"},
+        {SET(.device = "cpu", .precision = "fp16"), UF_ERR_UNSUPPORTED, "fp16"},
+        {SET(.device = "cpu-reference", .precision = "bf16"), UF_ERR_UNSUPPORTED, "float32"},
+        {SET(.device = "cpu", .cpu_isa = "mmx"), UF_ERR_INVALID_ARGUMENT, "mmx"},
+        {SET(.threads = -1), UF_ERR_INVALID_ARGUMENT, "threads is -1"},
+        {SET(.threads = 100000), UF_ERR_INVALID_ARGUMENT, "threads is 100000"},
+        {SET(.thread_affinity = "1-"), UF_ERR_INVALID_ARGUMENT, "thread_affinity is '1-'"},
+        {SET(.thread_affinity = "2-1"), UF_ERR_INVALID_ARGUMENT, "thread_affinity is '2-1'"},
+        {SET(.thread_affinity = "0;1"), UF_ERR_INVALID_ARGUMENT, "thread_affinity is '0;1'"},
+        {SET(.thread_affinity = "99999999999"), UF_ERR_INVALID_ARGUMENT, "thread_affinity"},
+        {SET(.thread_affinity = "1023", .threads = 2), UF_ERR_INVALID_ARGUMENT, "thread_affinity"},
+        {SET(.thread_priority = 100), UF_ERR_INVALID_ARGUMENT, "thread_priority is 100"},
+        {SET(.thread_priority = -1), UF_ERR_INVALID_ARGUMENT, "thread_priority is -1"},
+#undef SET
+        {{.struct_size = 8}, UF_ERR_INVALID_ARGUMENT, "options.struct_size is 8"},
+        {{.struct_size = (size_t)-1}, UF_ERR_INVALID_ARGUMENT, "options.struct_size is"},
+        {{.struct_size = 0}, UF_ERR_INVALID_ARGUMENT, "options.struct_size is 0"},
     };
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; ++i) {
         engine = nowhere;
@@ -104,7 +117,8 @@ static void test_open(void) {
     struct {
         uf_options options;
         char newer_field[64];
-    } newer = {{sizeof newer, "cpu", "float32", "portable", 1, 1}, ""};
+    } newer = {{.struct_size = sizeof newer, .device = "cpu", .precision = "float32", .cpu_isa = "portable"}, ""};
+    newer.options.threads = newer.options.refuse_embedded_code = 1;
     CHECK(uf_engine_open_memory(data + 1, size, &newer.options, &engine) == UF_OK);
     free(data);
     uf_info info = {.struct_size = sizeof info};
@@ -329,6 +343,82 @@ static void test_refused_images(void) {
     uf_engine_close(regression);
 }
 
+static void test_closed_handles(void) {
+    static uint8_t pixels[32][32], mask[32][32];
+    uf_engine *engine = open_engine("plain", "cpu");
+    uf_context *context = NULL;
+    CHECK(uf_context_create(engine, 1, 0, 0, &context) == UF_OK);
+    const uf_image image = grey_image(pixels, 32, 32);
+    uf_output output = result_in(mask, UF_UINT8);
+    uf_engine_close(engine);
+    uf_engine_close(engine);
+    uf_info info = {.struct_size = sizeof info};
+    int32_t height = 0, width = 0;
+    uf_context *other = context;
+    CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "engine is closed", uf_segment(engine, &image, NULL, &output));
+    CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "engine is closed", uf_engine_info(engine, &info));
+    CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "engine is closed", uf_output_size(engine, 32, 32, NULL, &height, &width));
+    CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "engine is closed", uf_context_create(engine, 1, 0, 0, &other));
+    CHECK(other == NULL);
+    CHECK(uf_enqueue(context, &image, 0.0F, &output, NULL) == UF_OK); /* keeps the engine alive */
+    uf_context_destroy(context);
+    uf_context_destroy(context);
+    CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "context is closed", uf_enqueue(context, &image, 0.0F, &output, NULL));
+}
+
+/* Buffers that are too small, as far as the caller says how large they are. */
+static void test_buffer_sizes(void) {
+    enum { H = 32, W = 32, N = 2 };
+    static uint8_t pixels[N][H][W], mask[N][H][W];
+    uf_engine *engine = open_engine("plain", "cpu");
+    uf_image image = grey_image(pixels, H, W);
+    image.count = N;
+    uf_output output = result_in(mask, UF_UINT8);
+    image.size_bytes = sizeof pixels;
+    output.size_bytes = sizeof mask;
+    CHECK(uf_segment(engine, &image, NULL, &output) == UF_OK);
+    --image.size_bytes;
+    CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "image.size_bytes is 2047, but these sizes and strides reach 2048",
+                uf_segment(engine, &image, NULL, &output));
+    image.count = 1;
+    image.row_stride_bytes = 2 * W; /* the last row needs no padding */
+    image.size_bytes = (H - 1) * 2 * W + W;
+    CHECK(uf_segment(engine, &image, NULL, &output) == UF_OK);
+    --image.size_bytes;
+    CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "image.size_bytes", uf_segment(engine, &image, NULL, &output));
+    image.data = pixels[1];
+    image.row_stride_bytes = -W; /* upwards: what is before data is not checked */
+    image.size_bytes = W;
+    CHECK(uf_segment(engine, &image, NULL, &output) == UF_OK);
+    output.size_bytes = H * W - 1;
+    CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "output.size_bytes is 1023, but these sizes and strides reach 1024",
+                uf_segment(engine, &image, NULL, &output));
+    uf_engine_close(engine);
+}
+
+static void test_descriptions(void) {
+    static uint8_t pixels[64];
+    uf_image image = {.struct_size = sizeof image, .count = 7, .size_bytes = 1};
+    CHECK(uf_image_describe(&image, pixels, "bgra16", 2, 3, 32) == UF_OK);
+    CHECK(image.struct_size == sizeof image && image.count == 0 && image.size_bytes == 0);
+    CHECK(image.data == pixels + 4 && image.dtype == UF_UINT16 && image.height == 2 && image.width == 3);
+    CHECK(image.channels == 3 && image.channel_stride_bytes == -2 && image.pixel_stride_bytes == 8);
+    CHECK(image.row_stride_bytes == 32 && image.image_stride_bytes == 0 && image.max_value == 0.0F);
+    image.height = 77;
+#define REFUSED(text, ...) CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, text, uf_image_describe(__VA_ARGS__))
+    REFUSED("image is NULL", NULL, pixels, "mono8", 2, 3, 0);
+    REFUSED("data is NULL", &image, NULL, "mono8", 2, 3, 0);
+    REFUSED("encoding is NULL", &image, pixels, NULL, 2, 3, 0);
+    REFUSED("'yuv422', accepted are mono8", &image, pixels, "yuv422", 2, 3, 0);
+    REFUSED("height is 0", &image, pixels, "mono8", 0, 3, 0);
+    REFUSED("width is -1", &image, pixels, "mono8", 2, -1, 0);
+    REFUSED("3 pixels of rgb8 are 9", &image, pixels, "rgb8", 2, 3, 8);
+    CHECK(image.height == 77); /* unchanged */
+    image.struct_size = 0;
+    REFUSED("image.struct_size is 0", &image, pixels, "mono8", 2, 3, 0);
+#undef REFUSED
+}
+
 struct competitor {
     uf_context *context;
     const uf_image *image;
@@ -448,6 +538,9 @@ int main(int count, char **arguments) {
     test_segment();
     test_every_tiling();
     test_refused_images();
+    test_closed_handles();
+    test_buffer_sizes();
+    test_descriptions();
     test_contexts();
     test_devices_agree();
     printf("%d failures\n", failures);

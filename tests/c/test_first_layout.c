@@ -2,8 +2,8 @@
  *
  *     test_first_layout ENGINE.unet     a network of one channel and one class with a tile of 32
  *
- * An old struct is followed by bytes of 0xAB here, as anything may follow it on a caller's stack: none of it may be read
- * as a field or written to.
+ * An old struct is followed by bytes of 0xAB here, as anything may follow it on a caller's stack: none of it may be
+ * read as a field or written to.
  */
 #include "check.h"
 #include "first_layout.h"
@@ -116,7 +116,8 @@ int main(int count, char **arguments) {
     PREPARE(run_options);
     CHECK(uf_segment(engine, (const uf_image *)&image.old, (const uf_run_options *)&run_options.old,
                      (uf_output *)&output.old) == UF_OK);
-    const uf_image today = {.struct_size = sizeof today, .data = pixels, .dtype = UF_UINT8, .height = SIDE, .width = SIDE};
+    const uf_image today = {
+        .struct_size = sizeof today, .data = pixels, .dtype = UF_UINT8, .height = SIDE, .width = SIDE};
     uf_output mask = {.struct_size = sizeof mask, .data = expected, .dtype = UF_UINT8};
     CHECK(uf_segment(engine, &today, NULL, &mask) == UF_OK);
     CHECK(memcmp(result, expected, sizeof expected) == 0);

@@ -65,7 +65,7 @@ void free(void *memory) {
 #define NEXT(type, name)                                                                                               \
     static type next;                                                                                                  \
     if (next == NULL)                                                                                                  \
-        *(void **)&next = dlsym(RTLD_NEXT, name)
+    *(void **)&next = dlsym(RTLD_NEXT, name)
 
 int pthread_mutex_lock(pthread_mutex_t *mutex) {
     NEXT(int (*)(pthread_mutex_t *), "pthread_mutex_lock");

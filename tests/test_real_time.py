@@ -1,0 +1,79 @@
+"""What a control loop relies on: uf_enqueue does nothing but compute, on threads that are where they were put."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.capi import LIBRARY, UNSUPPORTED, Api, StatusError
+from tests.conftest import ROOT
+from tests.programs import compile_program, run
+
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"no {LIBRARY}")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_enqueue_only_computes(threads: int, engine_file: Callable[..., Path], tmp_path: Path) -> None:
+    """No allocation, lock, locale, page fault or system call; with more than one thread futex, to wake and wait."""
+    if platform.libc_ver()[0] != "glibc" or platform.system() != "Linux":
+        pytest.skip("counts in ways that need glibc and Linux")
+    source = ROOT / "tests" / "c" / "test_real_time.c"
+    program = compile_program(tmp_path / "program", source, library=LIBRARY.parent, flags=("-ldl",))
+    said = run(program, engine_file("plain"), str(threads))
+    if "skipped" in said:
+        pytest.skip(said)
+    assert "no system calls" in said
+
+
+def workers() -> set[int]:
+    """Thread ids of this process that the runtime started."""
+    tasks = Path("/proc/self/task")
+    return {int(task.name) for task in tasks.iterdir() if (task / "comm").read_text() == "unet_fast\n"}
+
+
+def test_threads_are_bound_to_their_processors(engine_file: Callable[..., Path]) -> None:
+    if platform.system() != "Linux":
+        pytest.skip("reads /proc")
+    allowed = sorted(os.sched_getaffinity(0))
+    affinity = f"{allowed[-1]},{allowed[0]}"
+    others = workers()
+    with Api().engine(engine_file("plain"), device="cpu", threads=4, thread_affinity=affinity):
+        started = sorted(workers() - others)
+        assert [os.sched_getaffinity(thread) for thread in started] == [{allowed[-1]}, {allowed[0]}, {allowed[-1]}]
+        assert os.sched_getaffinity(0) == set(allowed), "the caller's thread is his own"
+
+
+def may_be_real_time() -> bool:
+    """Whether this process may have threads of SCHED_FIFO."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(7))
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_threads_have_their_priority(engine_file: Callable[..., Path]) -> None:
+    if platform.system() != "Linux":
+        pytest.skip("reads /proc")
+    others = workers()
+    api, options = Api(), {"device": "cpu", "threads": 3, "thread_priority": 7}
+    if not may_be_real_time():
+        with pytest.raises(StatusError, match="CAP_SYS_NICE") as refused, api.engine(engine_file("plain"), **options):
+            pass
+        assert refused.value.status == UNSUPPORTED
+        assert workers() == others
+        pytest.skip("checked the refusal only: no right to real-time threads here")
+    with api.engine(engine_file("plain"), **options):
+        started = workers() - others
+        assert len(started) == 2
+        for thread in started:
+            assert os.sched_getscheduler(thread) == os.SCHED_FIFO
+            assert os.sched_getparam(thread).sched_priority == 7
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
