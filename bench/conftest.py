@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bench import contestants, guard, machine, report
+from bench import contestants, guard, machine, report, stored
 from bench.timing import rounds_within
 from bench.workloads import Network, Networks
 from unet_fast import Engine
@@ -44,6 +45,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.benchmark_json = config.option.report / "results.json"
 
 
+#: Medians need a few rounds; calls of many seconds average over the noise of the machine themselves.
+LEAST_ROUNDS, LEAST_ROUNDS_IF_SLOW, SLOW_ROUND_S = 5, 3, 20.0
+
+
 class Session:
     """What the rows of one run share."""
 
@@ -54,6 +59,7 @@ class Session:
             config.option.threads or Engine(self.networks.tiny().engine_file("float32"), device="cpu").threads
         )
         self.ceilings = machine.ceilings(self.threads)
+        self.gpu_ceilings = machine.gpu_ceilings() if torch.cuda.is_available() else {}
         self.about = machine.description()
         self.ratios: dict[str, list[float]] = {}
         self.notes: list[str] = []
@@ -122,17 +128,17 @@ class Row:
         call: Callable[[], Any],
         *,
         peers: Sequence[contestants.Contestant] = (),
-        seconds: float = 40.0,
-        least: int = 5,
+        seconds: float = 25.0,
         most: int = 200,
+        also: Callable[[], Any] | None = None,
         **facts: Any,
     ) -> None:
-        """Times `call` in `least` to `most` rounds of together about `seconds`.
+        """Times `call` in up to `most` rounds of together about `seconds`, in a few where these take longer.
 
-        Each round takes the peers, the reference workload and `call` in turn.  `facts` are stored with the row: `flops`
-        and `bytes` of one call, `batch`, `error`, `precision`, `settings`, ...
+        Each round takes the peers, the reference workload, `also` (which keeps its own time) and `call` in turn.
+        `facts` are stored with the row: `flops` and `bytes` of one call, `batch`, `error`, `precision`, `settings`, ...
         """
-        usual = {peer.name: _usual_seconds(peer.run) for peer in peers}
+        usual = {peer.name: peer.seconds for peer in peers}
         ours = _usual_seconds(call)
         reference = self._session.reference(ours)
         reference_seconds: list[float] = []
@@ -142,13 +148,14 @@ class Row:
             for peer in peers:
                 peer_seconds[peer.name].append(timed_turn(peer.run, usual[peer.name]))
             reference_seconds.append(reference())
+            if also is not None:
+                also()
             if ours < SETTLE_BELOW_S:
                 call()
 
         round_seconds = ours + sum(2 * one if one < SETTLE_BELOW_S else one for one in (ours, *usual.values()))
-        if self._session.quick:
-            seconds, least = min(seconds, 2.0), 3
-        rounds = rounds_within(seconds, round_seconds, least, most)
+        least = LEAST_ROUNDS_IF_SLOW if self._session.quick or round_seconds > SLOW_ROUND_S else LEAST_ROUNDS
+        rounds = rounds_within(min(seconds, 2.0) if self._session.quick else seconds, round_seconds, least, most)
         self._benchmark.pedantic(call, setup=everyone_else, rounds=rounds)
         if self._benchmark.disabled:
             return
@@ -207,12 +214,16 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         command = " ".join(["pytest", *config.invocation_params.args])
         machine_info.clear()  # pytest-benchmark's own has the name of the host
         machine_info.update(
-            session.about, ceilings=session.ceilings, machine_class=session.machine_class, command=command
+            session.about,
+            ceilings=session.ceilings,
+            gpu_ceilings=session.gpu_ceilings,
+            machine_class=session.machine_class,
+            command=command,
         )
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    report.slim(output_json)
+    stored.slim(output_json)
 
 
 @pytest.hookimpl(trylast=True)

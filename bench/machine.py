@@ -11,10 +11,13 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 PACKAGES = ("unet_fast", "numpy", "torch", "triton", "onnxruntime", "openvino", "ncnn", "pnnx", "MNN")
 _FLAGS = (
@@ -79,6 +82,37 @@ def ceilings(threads: int) -> dict[str, Any]:
         "threads": threads,
         "operations_per_s": {precision: rate for precision, rate in rates.items() if rate > 0},
         "bytes_per_s": native().bandwidth(threads),
+    }
+
+
+def gpu_ceilings(device: str = "cuda", side: int = 8192, repeats: int = 20) -> dict[str, Any]:
+    """The same of a GPU, by PyTorch: products of square matrices, which its library tunes best, and copies of as large
+    ones.
+    """
+
+    def seconds(work: Callable[[], Any]) -> float:
+        best = float("inf")
+        for _ in range(repeats):
+            wait()
+            start = time.perf_counter()
+            work()
+            wait()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    def product_rate(dtype: torch.dtype) -> float:
+        left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        return 2 * side**3 / seconds(lambda: left @ right)
+
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    source = torch.ones(4 * side * side, device=device)
+    target = torch.empty_like(source)
+    return {
+        "operations_per_s": {
+            name: product_rate(dtype)
+            for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
+        },
+        "bytes_per_s": 2 * source.nbytes / seconds(lambda: target.copy_(source)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Records how much the time of one and the same engine varies: `python -m bench.record_noise`.
+"""Records how much the time of one and the same engine varies: `python -m bench.record_noise` on a quiet machine.
 
 Each of many fresh processes times `segment` of `relunet16` in turns with the reference workload.  tests/test_bench.py
 lets the guard compare these processes with each other, with and without a slow-down.
@@ -42,6 +42,7 @@ def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.record_noise", description=__doc__.splitlines()[0])
     parser.add_argument("--processes", type=int, default=40, help="default: %(default)s")
+    parser.add_argument("--add", action="store_true", help="to what is recorded already, instead of replacing it")
     parser.add_argument("--rounds", type=int, default=60, help="in each process; default: %(default)s")
     parser.add_argument("--engine", help=argparse.SUPPRESS)  # what a child process times
     options = parser.parse_args()
@@ -51,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         engine_file = Networks(Path(folder)).preset("relunet16").engine_file("float32")
         command = [sys.executable, "-m", "bench.record_noise", "--engine", str(engine_file), "--rounds"]
-        runs = []
+        runs = json.loads(PATH.read_text())["runs"] if options.add else []
         for index in range(options.processes):
             output = subprocess.run([*command, str(options.rounds)], check=True, capture_output=True, text=True).stdout
             runs.append([[float(f"{value:.4g}") for value in values] for values in json.loads(output)])

@@ -17,7 +17,7 @@ PASSES = 20
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
-@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("batch", [1, 4, 16], ids="batch{}".format)
 @pytest.mark.parametrize("preset", ["relunet16", "relunet64"])
 def test_enqueue(preset: str, batch: int, precision: Any, session: Any, row: Callable[..., Any]) -> None:
     """`uf_enqueue` on a stream.  The row is one pass and waiting for it; `device_seconds` are passes back to back."""

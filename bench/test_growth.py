@@ -58,8 +58,10 @@ def _call(axis: str, size: int, precision: str, session: Any) -> Callable[[], An
     preset = session.networks.preset("relunet16")
     network = session.networks.of_width(size) if axis == "base width" else preset
     engine = session.engine(network, precision, threads=size if axis == "threads" else session.threads)
-    check(engine, network.images[:1], network.batch_logits(1))
-    images = network.batch(size if axis == "batch" else 1)
     if axis == "side":
         images = np.random.default_rng(5).integers(0, 256, (1, size, size, 3), np.uint8)
+        check(engine, images, network.truth(images))
+    else:
+        images = network.batch(size if axis == "batch" else 1)
+        check(engine, images, network.batch_logits(len(images)))
     return lambda: engine.segment(images, tiling="none")

@@ -6,46 +6,55 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import contestants
 from bench.contestants import Case
 from bench.test_segment import check, facts
-from bench.timing import Latency, Pace, quantiles
+from bench.timing import Latency, Pace, quantiles, rounds_within
+from unet_fast.bench import time_in_turns
 
 #: Frames per second -> seconds of measuring.  Rare events need many frames; nobody waits hours for the slow ones.
-PACES = {1: 30, 10: 30, 30: 30, 100: 30}
-BACK_TO_BACK_S = 60
-IDLE_S, IDLE_ROUNDS = 10.0, 5
+PACES = {1: 20, 10: 20, 30: 20, 100: 25}
+BACK_TO_BACK_S = 40
+IDLE_S, IDLE_ROUNDS = 10.0, 4
 OURS = "unet_fast"
 
 
 @pytest.fixture
-def ready(request: pytest.FixtureRequest, session: Any) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """A call that segments one image by the contestant of the test, and the facts of its row."""
-    name, precision = request.param
+def ready(request: pytest.FixtureRequest, session: Any) -> tuple[str, Callable[[], Any], dict[str, Any]]:
+    """The name of a contestant for the row, its call, which segments one image, and the facts of the row."""
+    name, device, precision = request.param
     network = session.networks.preset("relunet16")
+    label = f"{name}/{precision if device == 'cpu' else f'{device} {precision}'}"
     if name == OURS:
-        engine = session.engine(network, precision)
+        engine = session.engine(network, precision, device)
         image = network.images[0]
         error = check(engine, image[None], network.batch_logits(1))
-        return lambda: engine.segment(image, tiling="none"), facts(engine, network, 1, error, contestant=name)
+        return label, lambda: engine.segment(image, tiling="none"), facts(engine, network, 1, error)
     if session.quick:
         pytest.skip("not with --quick")
-    found, left_out = contestants.prepare(Case(network, 1, precision, session.threads), [name])
+    found, left_out = contestants.prepare(Case(network, 1, precision, session.threads, device), [name])
     if not found:
         pytest.skip(f"{name}: {left_out[name]}")
-    return found[0].run, {
-        "contestant": name,
-        "precision": precision,
-        "settings": found[0].settings,
-        "flops": network.flops,
-    }
+    return label, found[0].run, {"precision": precision, "settings": found[0].settings, "error": found[0].error}
+
+
+def usual_seconds(call: Callable[[], Any]) -> float:
+    return float(np.median(time_in_turns({"": call}, 0.0)[""]))
 
 
 CONTESTANTS = pytest.mark.parametrize(
     "ready",
-    [(OURS, "float32"), (OURS, "bf16"), ("PyTorch", "float32"), ("ONNX Runtime", "float32"), ("OpenVINO", "bf16")],
+    [
+        (OURS, "cpu", "float32"),
+        (OURS, "cpu", "bf16"),
+        ("ONNX Runtime", "cpu", "float32"),
+        ("OpenVINO", "cpu", "bf16"),
+        (OURS, "cuda", "fp16"),
+        ("torch.compile", "cuda", "fp16"),
+    ],
     indirect=True,
     ids=lambda param: "-".join(param).replace(" ", "_"),
 )
@@ -60,14 +69,11 @@ def record(benchmark: Any, row: str, deadline_s: float | None, lost: int, facts:
 
 @CONTESTANTS
 def test_back_to_back(ready: Any, session: Any, benchmark: Any) -> None:
-    call, known = ready
-    start = time.perf_counter()
-    for _ in range(5):
-        call()
-    usual = (time.perf_counter() - start) / 5
-    rounds = max(20, int((2 if session.quick else BACK_TO_BACK_S) / usual))
+    label, call, known = ready
+    seconds = 2 if session.quick else BACK_TO_BACK_S
+    rounds = rounds_within(seconds, usual_seconds(call), 20, 1_000_000)
     benchmark.pedantic(call, rounds=rounds)
-    record(benchmark, f"latency/{known['contestant']}/{known['precision']}/back to back", None, 0, known)
+    record(benchmark, f"latency/{label}/back to back", None, 0, known)
 
 
 @CONTESTANTS
@@ -75,20 +81,18 @@ def test_back_to_back(ready: Any, session: Any, benchmark: Any) -> None:
 def test_paced(rate_hz: int, ready: Any, session: Any, benchmark: Any) -> None:
     if session.quick and rate_hz != 10:
         pytest.skip("not with --quick")
-    call, known = ready
+    label, call, known = ready
     pace = Pace(rate_hz)
-    call()
-    benchmark.pedantic(call, setup=pace, rounds=rate_hz * (2 if session.quick else PACES[rate_hz]))
-    name = f"latency/{known['contestant']}/{known['precision']}/{rate_hz} Hz"
-    record(benchmark, name, pace.period_s, pace.lost, known)
+    frames = pace.frames_within(2 if session.quick else PACES[rate_hz], usual_seconds(call))
+    benchmark.pedantic(call, setup=pace, rounds=frames)
+    record(benchmark, f"latency/{label}/{rate_hz} Hz", pace.period_s, pace.lost, known)
 
 
 @CONTESTANTS
 def test_after_idleness(ready: Any, session: Any, benchmark: Any) -> None:
     if session.quick:
         pytest.skip("not with --quick")
-    call, known = ready
+    label, call, known = ready
     call()
     benchmark.pedantic(call, setup=lambda: time.sleep(IDLE_S), rounds=IDLE_ROUNDS)
-    name = f"latency/{known['contestant']}/{known['precision']}/after {IDLE_S:.0f} s idle"
-    record(benchmark, name, None, 0, known)
+    record(benchmark, f"latency/{label}/after {IDLE_S:.0f} s idle", None, 0, known)

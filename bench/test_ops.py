@@ -14,6 +14,7 @@ import pytest
 from bench.contestants import Contestant
 from bench.workloads import relative_error, repeated_ops
 from unet_fast import Engine, UnsupportedError, freeze
+from unet_fast.bench import time_in_turns
 from unet_fast.freeze import Precision
 from unet_fast.fuse import fuse
 from unet_fast.plan import ELEMENT_BYTES, cost
@@ -59,10 +60,11 @@ def test_op(
     )
     settings = f"{engines[0].cpu_isa}, {session.threads} threads"
     one_op, all_ops = (lambda engine=engine: engine.segment(image, tiling="none") for engine in engines)
+    one_op_seconds = min(time_in_turns({ONE_OP: one_op}, 0.0)[ONE_OP])
     row(
         f"op/{kind}/{width}at{side}/{precision}",
         all_ops,
-        peers=[Contestant(ONE_OP, settings, one_op, error)],
+        peers=[Contestant(ONE_OP, settings, one_op, error, one_op_seconds)],
         seconds=4,
         repeats=REPEATS,
         precision=precision,

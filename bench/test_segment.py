@@ -37,7 +37,8 @@ def facts(engine: Engine, network: Network, batch: int, error: float, **more: An
         "precision": engine.precision,
         "threads": engine.threads,
         "batch": batch,
-        "settings": f"{engine.device}, {engine.cpu_isa}, {engine.threads} threads, uint8 in, mask out",
+        "settings": f"{engine.device}, {engine.precision}, {engine.cpu_isa}, {engine.threads} threads, NHWC, uint8 in "
+        "and mask out",
         "error": error,
         "flops": batch * network.flops,
         "bytes": network.bytes,
@@ -46,7 +47,7 @@ def facts(engine: Engine, network: Network, batch: int, error: float, **more: An
 
 
 @pytest.mark.parametrize(("device", "precision"), PLACES)
-@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("batch", [1, 4, 16], ids="batch{}".format)
 @pytest.mark.parametrize("preset", ["relunet16", "relunet64"])
 def test_segment(
     preset: str,

@@ -37,6 +37,10 @@ class Pace:
         self._start: float | None = None
         self._taken = -1
 
+    def frames_within(self, seconds: float, usual_seconds: float) -> int:
+        """Frames that a caller who takes `usual_seconds` for one can take in `seconds`; at least one."""
+        return max(1, int(seconds / (self.period_s * max(1, math.ceil(usual_seconds / self.period_s)))))
+
     def __call__(self) -> None:
         now = time.perf_counter()
         if self._start is None:

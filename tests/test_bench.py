@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import contestants, guard, report
+from bench import contestants, full, guard, machine, report, stored, tables
+from bench.page import html
 from bench.timing import Latency, Pace, growth_exponent, quantiles
 from bench.workloads import Networks
 from unet_fast import Engine
@@ -67,6 +67,11 @@ def test_a_slow_caller_loses_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     # The frames of 0.3, 0.4 and 0.5 s came while that of 0.2 s was being computed.
     assert (*taken, round(now[0] - 5.0, 9)) == (0.0, 0.1, 0.2, 0.6, 0.7)
     assert pace.lost == 3
+
+
+@pytest.mark.parametrize(("usual_seconds", "frames"), [(0.001, 200), (0.0101, 100), (0.05, 40), (10.0, 1)])
+def test_frames_that_a_slow_caller_can_take(usual_seconds: float, frames: int) -> None:
+    assert Pace(100).frames_within(2.0, usual_seconds) == frames
 
 
 def test_latency_says_only_what_the_samples_show() -> None:
@@ -176,7 +181,7 @@ def test_contestants_that_are_wrong_or_fail_are_left_out(tmp_path: Path, monkeyp
 
 
 @pytest.fixture
-def stored() -> dict[str, Any]:
+def document() -> dict[str, Any]:
     """A results.json with a row of every kind, of an imaginary machine."""
     random = np.random.default_rng(0)
 
@@ -199,6 +204,8 @@ def stored() -> dict[str, Any]:
             "cpu": "Imaginary <CPU>", "cores": 2, "caches": "L2 1024K", "memory_gb": 8, "gpu": "", "system": "Linux",
             "python": "3.11", "packages": {"numpy": "2"}, "load": [0.1, 0.1, 0.1], "command": "pytest bench/",
             "ceilings": {"threads": 2, "operations_per_s": {"float32": 2e11, "bf16": 4e11}, "bytes_per_s": 2e10},
+            "gpu_ceilings": {"operations_per_s": {"fp16": 8e14}, "bytes_per_s": 4e12},
+            "machine_class": "imaginary-2t",
         },
         "commit_info": {"id": "0123456789abcdef", "dirty": False},
         "datetime": "2026-01-02T03:04:05",
@@ -206,11 +213,12 @@ def stored() -> dict[str, Any]:
             *(row(f"segment/{net}/cpu/float32/batch1", 0.02, peers=peers, verdict="same: +0.1 %", **facts)
               for net in ("relunet16", "relunet64")),
             row("tiled/relunet16/cpu/float32/fast/1024", 0.4, peers={}, **facts),
-            row("load/relunet16/float32", 0.05, peers={}, **facts),
-            row("overhead/call", 1e-5, c_segment_seconds=7e-6, c_enqueue_seconds=6e-6, quantiles=spread, **facts),
+            row("load/relunet16/cpu/float32", 0.05, peers={}, **facts),
+            row("overhead/call", 1e-5, c_segment_seconds=[7e-6] * 30, c_enqueue_seconds=[6e-6] * 30, **facts),
             row("op/conv/16at256/float32", 0.02, peers=short, repeats=4, precision="float32", op_flops=3e8,
                 op_bytes=8e6),
-            row("enqueue/relunet16/fp16/batch1", 4e-5, device_seconds=seconds(3e-5), **facts),
+            row("enqueue/relunet16/fp16/batch1", 4e-5, device_seconds=seconds(3e-5),
+                **{**facts, "device": "cuda:0", "precision": "fp16"}),
             row("latency/unet_fast/float32/10 Hz", 0.02, latency=latency, lost=3, quantiles=spread, **facts),
             row("latency/ONNX Runtime/float32/10 Hz", 0.03, latency=latency, lost=0, quantiles=spread, **facts),
             row("growth/batch/float32", 0.1, axis="batch", precision="float32", sizes=[1, 2, 4],
@@ -219,8 +227,8 @@ def stored() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_markdown(stored: dict[str, Any]) -> None:
-    text = report.markdown(report.Run(stored))
+def test_markdown(document: dict[str, Any]) -> None:
+    text = tables.markdown(stored.Run(document))
     assert re.search(r"\| relunet16 / cpu / float32 / batch1 \| \S+ ms \|.*\| 1\.[45]\dx \(.*\) \|", text)
     assert "commit 0123456789ab" in text
     for line in (
@@ -230,23 +238,41 @@ def test_markdown(stored: dict[str, Any]) -> None:
         "batch, float32 | 1.00",
     ):
         assert line in text
-    tables = re.findall(r"(?:^\|.*\|$\n)+", text, re.MULTILINE)
-    assert len(tables) == 8
-    for table in tables:
+    assert re.search(r"\| Python over C \| (2\.[89]|3|3\.[012])\d* us", text)
+    found = re.findall(r"(?:^\|.*\|$\n)+", text, re.MULTILINE)
+    assert len(found) == 8
+    for table in found:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_slim_keeps_what_the_report_needs(stored: dict[str, Any]) -> None:
-    stored["benchmarks"][0]["stats"]["data"] = [0.0123456789] * 30
-    stored["benchmarks"][-2]["stats"]["data"] = [0.02] * 1000
-    report.slim(stored)
-    assert stored["benchmarks"][0]["stats"]["data"][0] == 0.01235
-    assert "data" not in stored["benchmarks"][-2]["stats"]
-    report.html(report.Run(json.loads(json.dumps(stored))))
+def test_slim_keeps_what_the_report_needs(document: dict[str, Any]) -> None:
+    document["benchmarks"][0]["stats"]["data"] = [0.0123456789] * 30
+    document["benchmarks"][-2]["stats"]["data"] = [0.02] * 1000
+    stored.slim(document)
+    assert document["benchmarks"][0]["stats"]["data"][0] == 0.01235
+    assert "data" not in document["benchmarks"][-2]["stats"]
+    html(stored.Run(json.loads(json.dumps(document))))
 
 
-def test_page_needs_nothing_else(stored: dict[str, Any]) -> None:
-    page = report.html(report.Run(stored))
+def test_pieces_of_a_run_are_merged(document: dict[str, Any]) -> None:
+    other = json.loads(json.dumps(document))
+    other["machine_info"]["load"] = [1.5, 0.1, 0.1]
+    other["machine_info"]["ceilings"] |= {"operations_per_s": {"float32": 1e11, "bf16": 5e11}, "bytes_per_s": 3e10}
+    other["commit_info"]["dirty"] = True
+    other["benchmarks"] = [{"extra_info": {"row": "another"}, "stats": {"data": [1.0]}}]
+    run = stored.Run(stored.merged([document, other], "a command"))
+    assert run.rows.keys() == {*stored.Run(document).rows, "another"}
+    assert (run.peak("cpu", "float32"), run.peak("cpu", "bf16"), run.bandwidth("cpu")) == (2e11, 5e11, 3e10)
+    assert (run.peak("cuda:0", "fp16"), run.peak("cuda:0", "int8")) == (8e14, None)
+    assert (run.machine["load"][0], run.machine["command"]) == (1.5, "a command")
+    assert run.commit.endswith("with local changes")
+    other["commit_info"]["id"] = "fedcba9876543210"
+    with pytest.raises(ValueError, match="must be of one commit, got 0123456789abcdef, fedcba9876543210"):
+        stored.merged([document, other], "a command")
+
+
+def test_page_needs_nothing_else(document: dict[str, Any]) -> None:
+    page = html(stored.Run(document))
     assert "Imaginary &lt;CPU&gt;" in page
     assert "<settings>" not in page
     assert not re.search(r"<script|<link|https?://|url\(|@import", page)
@@ -271,14 +297,14 @@ document.title = window.innerWidth + " px: " + (out.join("; ") || "fits");
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-def test_page_fits_phone_and_desktop(width: int, stored: dict[str, Any], tmp_path: Path) -> None:
+def test_page_fits_phone_and_desktop(width: int, document: dict[str, Any], tmp_path: Path) -> None:
     names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, (shutil.which(name) for name in names if name)), None)
     if browser is None:
         pytest.skip("needs Chromium, on the PATH or named by the environment variable CHROMIUM")
     page = tmp_path / "page.html"
     # The page stands in a frame: Chromium's own window cannot be as narrow as a phone.
-    page.write_text(report.html(report.Run(stored)).replace("</body>", f"{PROBE}</body>"))
+    page.write_text(html(stored.Run(document)).replace("</body>", f"{PROBE}</body>"))
     frame = tmp_path / "frame.html"
     frame.write_text(
         f'<title>waiting</title><iframe src="page.html" width="{width}" height="900" style="border:0" '
@@ -295,6 +321,84 @@ def test_readme_shows_the_committed_results() -> None:
     assert report.main(["--readme", "--check"]) == 0, "run: python -m bench.report --readme"
 
 
+# -- the whole run, in pieces ------------------------------------------------------------------------------------------
+
+
+def test_pieces_are_all_of_bench() -> None:
+    pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark, of the extra [test]")
+    command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tests = [line for line in output.splitlines() if "::" in line]
+    assert len(tests) > 100
+
+    def takes(arguments: list[str], test: str) -> bool:
+        path, *rest = arguments
+        words = rest[1].split(" and ") if rest else []
+        chosen = all((word[4:] not in test) if word.startswith("not ") else (word in test) for word in words)
+        return chosen and test.startswith((f"{path}::", f"{path}["))
+
+    for test in tests:
+        assert [takes(arguments, test) for arguments in full.PIECES.values()].count(True) == 1, test
+
+
+def test_full_explains_a_failing_row_with_the_ops_of_another_piece(
+    document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pieces are made up; the row that fails and the single ops stand in different ones."""
+    random = np.random.default_rng(0)
+
+    def benchmark(name: str, factor: float, **extra: Any) -> dict[str, Any]:
+        seconds = list(0.02 * factor * random.normal(1, 0.01, 40))
+        return {
+            "extra_info": {**document["benchmarks"][names.index(name)]["extra_info"], "reference_seconds": [0.01] * 40}
+            | extra,
+            "stats": {"data": seconds},
+        }
+
+    names = [one["extra_info"]["row"] for one in document["benchmarks"]]
+    row, op = "tiled/relunet16/cpu/float32/fast/1024", "op/conv/16at256/float32"
+    short = {"one op": {"settings": "", "error": 0.0, "seconds": [0.01] * 40}}
+    pieces = {
+        "tiled": [benchmark(row, 1.4, verdict="fails: +40 %")],
+        "ops": [benchmark(op, 1.8, peers=short)],
+    }
+
+    def measure(piece: str, folder: Path, before: list[str], for_pytest: list[str]) -> bool:
+        assert (before, for_pytest) == (["nice"], ["--quick", "--against", str(tmp_path / "before.json")])
+        own = folder / "pieces" / piece
+        own.mkdir(parents=True)
+        (own / "results.json").write_text(json.dumps({**document, "benchmarks": pieces[piece]}))
+        return piece == "ops"
+
+    monkeypatch.setattr(full, "_measure", measure)
+    guard.Baseline({name: list(2 * random.normal(1, 0.01, 40)) for name in (row, op)}, {}).save(
+        tmp_path / "before.json"
+    )
+    arguments = ["--pieces", "ops,tiled", "--before", "nice", "--quick", "--report", str(tmp_path)]
+    assert full.main([*arguments, "--against", str(tmp_path / "before.json")]) == 1
+    output = capsys.readouterr().out
+    assert re.search(rf"{row} fails: \+(39|40|41)\.\d %", output)
+    assert re.search(r"moved most: conv/16at256/float32, \+(79|80|81)\.\d %", output)
+    assert "failed: tiled" in output
+    assert "conv 16at256 float32" in (tmp_path / "results.md").read_text()
+
+
+def test_full_refuses_unknown_pieces(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        full.main(["--pieces", "ops,opps"])
+    assert "no piece is called opps; there are ops, overhead" in capsys.readouterr().err
+
+
+# -- the machine -------------------------------------------------------------------------------------------------------
+
+
+def test_ceilings_of_a_gpu() -> None:
+    """Measured on the CPU here: the same code."""
+    found = machine.gpu_ceilings("cpu", side=64, repeats=2)
+    assert found["operations_per_s"].keys() == {"float32", "bf16", "fp16"}
+    assert all(rate > 0 for rate in [*found["operations_per_s"].values(), found["bytes_per_s"]])
+
+
 # -- the commands ------------------------------------------------------------------------------------------------------
 
 
@@ -306,9 +410,8 @@ def test_unet_fast_bench(engine_file: Callable[..., Path]) -> None:
 
 def test_pytest_bench_guards_by_a_baseline(tmp_path: Path) -> None:
     """One quick row, against a baseline that it cannot reach."""
-    if importlib.util.find_spec("pytest_benchmark") is None:
-        pytest.skip("needs pytest-benchmark, of the extra [bench]")
-    row = "load/relunet16/float32"
+    pytest.importorskip("pytest_benchmark", reason="needs pytest-benchmark, of the extra [test]")
+    row = "load/relunet16/cpu/float32"
     guard.Baseline({row: [1e-3, 1.1e-3, 1.2e-3, 1.1e-3]}, {}).save(tmp_path / "fast.json")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "bench", "--quick", "-k", "first_mask and float32", "-p", "no:cacheprovider",
