@@ -1,5 +1,8 @@
 // The C boundary: exceptions stop here and become a status and a message.
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -10,12 +13,13 @@
 #include "error.h"
 #include "message.h"
 
+// A closed handle is empty.
 struct uf_engine {
-    std::shared_ptr<uf::Engine> engine;
+    std::shared_ptr<uf::Engine> content;
 };
 
 struct uf_context {
-    uf::Session session;
+    std::unique_ptr<uf::Session> content;
 };
 
 namespace {
@@ -60,42 +64,106 @@ void require(const void *pointer, const char *argument) {
         refuse(uf::message(argument, " is NULL"));
 }
 
-// The caller's struct may be of a newer header, and then is larger.
-template <class Struct> void require_struct(const Struct *argument, const char *name) {
+// Bytes of each struct in its first layout, of version 0.1: the least that a caller gives.
+template <class Struct> constexpr size_t first_size = sizeof(Struct);
+template <> constexpr size_t first_size<uf_options> = offsetof(uf_options, thread_affinity);
+template <> constexpr size_t first_size<uf_image> = offsetof(uf_image, size_bytes);
+template <> constexpr size_t first_size<uf_output> = offsetof(uf_output, size_bytes);
+template <> constexpr size_t first_size<uf_info> = offsetof(uf_info, tuning);
+
+// No struct will ever be this large: whoever gives such a size has not set it.
+constexpr size_t largest_struct_bytes = 4096;
+
+template <class Struct> size_t struct_size(const Struct *argument, const char *name) {
     require(argument, name);
-    if (argument->struct_size < sizeof(Struct))
-        refuse(uf::message(name, ".struct_size is ", argument->struct_size, ", expected at least ", sizeof(Struct),
+    const size_t size = argument->struct_size;
+    if (size < first_size<Struct> || size > largest_struct_bytes)
+        refuse(uf::message(name, ".struct_size is ", size, ", expected ", sizeof(Struct),
                            "; set it to sizeof and the fields that are not used to 0"));
+    return size;
 }
 
-uf::EngineOptions engine_options(const uf_options *given) {
+// The caller's struct in the layout of this library: zero where his header is older; a newer one may have more fields
+// if they are zero.
+template <class Struct> Struct taken(const Struct *argument, const char *name) {
+    const size_t size = struct_size(argument, name);
+    const auto *bytes = reinterpret_cast<const unsigned char *>(argument);
+    if (std::any_of(bytes + std::min(size, sizeof(Struct)), bytes + size, [](unsigned char byte) { return byte != 0; }))
+        throw uf::Error(UF_ERR_UNSUPPORTED, uf::message(name, " uses a field that this library (", uf_version(),
+                                                        ") does not know; set it to 0, or use a newer library"));
+    Struct result = {};
+    std::memcpy(&result, argument, std::min(size, sizeof result));
+    return result;
+}
+
+// What a handle stands for.
+template <class Handle> auto &content_of(Handle *handle, const char *argument) {
+    require(handle, argument);
+    if (handle->content == nullptr)
+        refuse(uf::message(argument, " is closed"));
+    return *handle->content;
+}
+
+// Empties a handle.  The last ones stay allocated, so that a call with one of them is refused instead of undefined.
+template <class Handle> void close(Handle *handle) noexcept {
+    static std::array<std::atomic<Handle *>, 16> closed{};
+    static std::atomic<size_t> turn{0};
+    if (handle == nullptr || handle->content == nullptr)
+        return;
+    handle->content.reset();
+    delete closed[turn.fetch_add(1) % closed.size()].exchange(handle);
+}
+
+uf::EngineOptions engine_options(const uf_options *argument) {
     uf::EngineOptions options;
-    if (given == nullptr)
+    if (argument == nullptr)
         return options;
-    require_struct(given, "options");
+    const uf_options given = taken(argument, "options");
     const auto set = [](std::string &option, const char *value) {
         if (value != nullptr)
             option = value;
     };
-    set(options.device, given->device);
-    set(options.precision, given->precision);
-    set(options.cpu_isa, given->cpu_isa);
-    options.threads = given->threads;
-    options.refuse_embedded_code = given->refuse_embedded_code != 0;
+    set(options.device, given.device);
+    set(options.precision, given.precision);
+    set(options.cpu_isa, given.cpu_isa);
+    options.threads = given.threads;
+    options.refuse_embedded_code = given.refuse_embedded_code != 0;
+    set(options.thread_affinity, given.thread_affinity);
+    options.thread_priority = given.thread_priority;
     return options;
 }
 
-const uf_run_options *checked(const uf_run_options *options) {
-    if (options != nullptr)
-        require_struct(options, "options");
-    return options;
+uf::RunOptions run_options(const uf_run_options *argument, const uf::Plan &plan) {
+    if (argument == nullptr)
+        return uf::check_run_options(nullptr, plan);
+    const uf_run_options given = taken(argument, "options");
+    return uf::check_run_options(&given, plan);
+}
+
+// `count` images of height x width, where 0 is the default.  Refuses what one pass cannot take.
+uf::PassShape pass_shape(const uf::Plan &plan, int32_t count, int32_t height, int32_t width) {
+    constexpr int32_t most = 65536;
+    if (count < 0 || count > most)
+        refuse(uf::message("count is ", count, ", accepted are 0 (one image) to ", most));
+    uf::RunOptions whole;
+    whole.tiling = UF_TILING_NONE;
+    const uf::PassShape shape{count != 0 ? count : 1, height != 0 ? height : plan.tile, width != 0 ? width : plan.tile};
+    uf::make_layout(plan, shape.height, shape.width, whole); // refuses a size that is not legal
+    return shape;
+}
+
+// `value` as far as a struct of the caller's header reaches, whose size is `size`.
+template <class Struct> void give(void *to, size_t size, Struct value) {
+    value.struct_size = size;
+    std::memset(to, 0, size);
+    std::memcpy(to, &value, std::min(size, sizeof value));
 }
 
 uf_engine *open_engine(const std::byte *data, size_t size, const uf_options *options) {
     const uf::EngineOptions checked_options = engine_options(options);
     auto engine = std::make_unique<uf_engine>();
     const bool with_gpu_code = checked_options.device.rfind("cpu", 0) != 0 && !checked_options.refuse_embedded_code;
-    engine->engine = std::make_shared<uf::Engine>(uf::read_engine_file(data, size, with_gpu_code), checked_options);
+    engine->content = std::make_shared<uf::Engine>(uf::read_engine_file(data, size, with_gpu_code), checked_options);
     return engine.release();
 }
 
@@ -160,42 +228,46 @@ uf_status uf_engine_open_memory(const void *data, size_t size_bytes, const uf_op
     });
 }
 
-void uf_engine_close(uf_engine *engine) { delete engine; }
+void uf_engine_close(uf_engine *engine) { close(engine); }
 
 uf_status uf_engine_info(const uf_engine *engine, uf_info *info) {
     return guarded([&] {
-        require(engine, "engine");
-        require_struct(info, "info");
-        const size_t size = info->struct_size;
-        *info = engine->engine->info();
-        info->struct_size = size;
+        const uf::Engine &opened = content_of(engine, "engine");
+        const size_t size = struct_size(info, "info");
+        give(info, size, opened.info());
     });
 }
 
 uf_status uf_output_size(const uf_engine *engine, int32_t height, int32_t width, const uf_run_options *options,
                          int32_t *output_height, int32_t *output_width) {
     return guarded([&] {
-        require(engine, "engine");
+        const uf::Plan &plan = content_of(engine, "engine").plan();
         require(output_height, "output_height");
         require(output_width, "output_width");
-        const uf::Plan &plan = engine->engine->plan();
-        const uf::Layout layout = uf::make_layout(plan, height, width, uf::check_run_options(checked(options), plan));
+        const uf::Layout layout = uf::make_layout(plan, height, width, run_options(options, plan));
         *output_height = static_cast<int32_t>(layout.height);
         *output_width = static_cast<int32_t>(layout.width);
     });
 }
 
+uf_status uf_image_describe(uf_image *image, const void *data, const char *encoding, int32_t height, int32_t width,
+                            int64_t row_stride_bytes) {
+    return guarded([&] {
+        const size_t size = struct_size(image, "image");
+        give(image, size, uf::describe_image(data, encoding, height, width, row_stride_bytes));
+    });
+}
+
 uf_status uf_segment(uf_engine *engine, const uf_image *image, const uf_run_options *options, uf_output *output) {
     return guarded([&] {
-        require(engine, "engine");
-        require_struct(image, "image");
-        require_struct(output, "output");
-        const uf::Plan &plan = engine->engine->plan();
-        const uf::RunOptions run_options = uf::check_run_options(checked(options), plan);
-        const uf::ImageBatch images = uf::check_image(*image, plan);
-        const uf::Layout layout = uf::make_layout(plan, images.height, images.width, run_options);
-        engine->engine->segment(images, run_options, layout,
-                                uf::check_output(*output, images.count, layout.height, layout.width, plan));
+        uf::Engine &opened = content_of(engine, "engine");
+        const uf::Plan &plan = opened.plan();
+        const uf::ImageBatch images = uf::check_image(taken(image, "image"), plan);
+        const uf_output results = taken(output, "output");
+        const uf::RunOptions chosen = run_options(options, plan);
+        const uf::Layout layout = uf::make_layout(plan, images.height, images.width, chosen);
+        opened.segment(images, chosen, layout,
+                       uf::check_output(results, images.count, layout.height, layout.width, plan));
     });
 }
 
@@ -203,28 +275,47 @@ uf_status uf_context_create(uf_engine *engine, int32_t count, int32_t height, in
     return guarded([&] {
         require(context, "context");
         *context = nullptr;
-        require(engine, "engine");
-        const uf::Plan &plan = engine->engine->plan();
-        constexpr int32_t most = 65536;
-        if (count < 0 || count > most)
-            refuse(uf::message("count is ", count, ", accepted are 0 (one image) to ", most));
-        uf::RunOptions whole;
-        whole.tiling = UF_TILING_NONE;
-        const uf::PassShape shape{count != 0 ? count : 1, height != 0 ? height : plan.tile,
-                                  width != 0 ? width : plan.tile};
-        uf::make_layout(plan, shape.height, shape.width, whole); // refuses a size that is not legal
-        *context = new uf_context{{engine->engine, shape}};
+        const uf::Plan &plan = content_of(engine, "engine").plan();
+        const uf::PassShape shape = pass_shape(plan, count, height, width);
+        *context = new uf_context{std::make_unique<uf::Session>(engine->content, shape)};
     });
 }
 
-void uf_context_destroy(uf_context *context) { delete context; }
+void uf_context_destroy(uf_context *context) { close(context); }
 
 uf_status uf_enqueue(uf_context *context, const uf_image *image, float threshold, uf_output *output,
                      void *cuda_stream) {
     return guarded([&] {
-        require(context, "context");
-        require_struct(image, "image");
-        require_struct(output, "output");
-        context->session.run(*image, threshold, *output, cuda_stream);
+        content_of(context, "context").run(taken(image, "image"), threshold, taken(output, "output"), cuda_stream);
+    });
+}
+
+uf_status uf_engine_tune(uf_engine *engine, int32_t count, int32_t height, int32_t width, const char *path) {
+    return guarded([&] {
+        uf::Engine &opened = content_of(engine, "engine");
+        if (path != nullptr && *path == '\0')
+            refuse("path is empty; pass NULL to keep the choice in the user's cache");
+        opened.tune(pass_shape(opened.plan(), count, height, width), path == nullptr ? "" : path);
+    });
+}
+
+uf_status uf_engine_profile(uf_engine *engine, int32_t count, int32_t height, int32_t width, uf_op_time *ops,
+                            int32_t capacity, uf_profile *profile) {
+    return guarded([&] {
+        const uf::Engine &opened = content_of(engine, "engine");
+        const uf::Plan &plan = opened.plan();
+        const size_t op_size = ops == nullptr ? 0 : struct_size(ops, "ops");
+        const size_t profile_size = profile == nullptr ? 0 : struct_size(profile, "profile");
+        if (ops != nullptr && (capacity < 0 || static_cast<size_t>(capacity) < plan.ops.size()))
+            refuse(uf::message("capacity is ", capacity, ", this engine has ", plan.ops.size(), " ops"));
+        const uf::Profile measured = opened.profile(pass_shape(plan, count, height, width));
+        auto *place = reinterpret_cast<std::byte *>(ops);
+        for (size_t i = 0; ops != nullptr && i < plan.ops.size(); ++i, place += op_size)
+            give(place, op_size,
+                 uf_op_time{op_size, plan.ops[i].name.c_str(), measured.ops[i].kernel, measured.ops[i].seconds});
+        if (profile != nullptr)
+            give(profile, profile_size,
+                 uf_profile{profile_size, measured.pass_seconds, measured.bytes_per_second,
+                            measured.operations_per_second, measured.operations_measured ? 1 : 0});
     });
 }

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <mutex>
 
 #include "error.h"
 #include "message.h"
@@ -12,15 +11,6 @@
 namespace uf {
 
 namespace {
-
-// One mutex for the lists of all pools, held for the length of a list operation only.  It is taken around fork, so that
-// the child never finds it locked by a thread that does not exist there.
-std::mutex &idle_mutex() {
-    static std::mutex mutex;
-    static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
-    static_cast<void>(registered);
-    return mutex;
-}
 
 // Upper estimate of the arena of a context: every slot as large as its largest buffer in float32.
 double arena_bytes(const Plan &plan, const PassShape &shape) {
@@ -45,6 +35,20 @@ bool equal(const PassShape &a, const PassShape &b) {
 
 } // namespace
 
+std::mutex &brief_mutex() {
+    static std::mutex mutex;
+    static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
+    static_cast<void>(registered);
+    return mutex;
+}
+
+std::byte *Workspace::staging(size_t needed) {
+    if (std::byte *const own = context->result_staging(); own != nullptr)
+        return own;
+    results.resize(std::max(results.size(), needed));
+    return results.data();
+}
+
 std::unique_ptr<Workspace> make_workspace(const Executor &executor, const Plan &plan, const PassShape &shape) {
     auto workspace = std::make_unique<Workspace>();
     workspace->bytes = arena_bytes(plan, shape);
@@ -68,7 +72,7 @@ ContextPool::ContextPool(const Executor &executor, const Plan &plan) : executor_
 
 std::unique_ptr<Workspace> ContextPool::take(const PassShape &shape) {
     {
-        const std::lock_guard<std::mutex> lock(idle_mutex());
+        const std::lock_guard<std::mutex> lock(brief_mutex());
         for (auto place = idle_.begin(); place != idle_.end(); ++place)
             if (equal((*place)->context->shape(), shape)) {
                 std::unique_ptr<Workspace> found = std::move(*place);
@@ -82,7 +86,7 @@ std::unique_ptr<Workspace> ContextPool::take(const PassShape &shape) {
 void ContextPool::give_back(std::unique_ptr<Workspace> workspace) {
     std::list<std::unique_ptr<Workspace>> latest, surplus; // freed after the mutex is
     latest.push_back(std::move(workspace));
-    const std::lock_guard<std::mutex> lock(idle_mutex());
+    const std::lock_guard<std::mutex> lock(brief_mutex());
     idle_.splice(idle_.begin(), latest);
     double total = 0.0;
     for (auto place = idle_.begin(); place != idle_.end();) {

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <list>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "executor.h"
@@ -11,11 +12,17 @@
 
 namespace uf {
 
+// For what takes a few pointer operations, in any engine.  It is taken around fork, so that the child never finds it
+// locked by a thread that does not exist there.
+std::mutex &brief_mutex();
+
 // A context with the staging memory of the engine around it.
 struct Workspace {
     std::unique_ptr<Context> context;
     double bytes = 0; // of the context, roughly
     std::vector<std::byte> pixels, results;
+    // Memory of at least so many bytes for the results of a full batch; the context's own where that saves a copy.
+    std::byte *staging(size_t bytes);
     std::vector<ImageView> images;
     std::vector<PixelTransform> transforms;
     std::vector<OutputView> outputs;

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <fstream>
@@ -35,6 +36,51 @@ int checked_threads(const EngineOptions &options) {
     return options.threads != 0 ? options.threads : physical_cores();
 }
 
+// "2,4-7" as the numbers that it names.
+std::vector<int> processors_in(const std::string &list) {
+    std::vector<int> processors;
+    const auto refuse = [&]() -> int {
+        throw Error(UF_ERR_INVALID_ARGUMENT,
+                    message("options.thread_affinity is ", in_quotes(list),
+                            ", expected processors as in \"2,4-7\", up to ", ThreadSchedule::most_processors - 1));
+    };
+    const char *next = list.data(), *const end = next + list.size();
+    const auto number = [&] {
+        int value = 0;
+        const auto [behind, error] = std::from_chars(next, end, value);
+        next = behind;
+        return error == std::errc() && value >= 0 && value < ThreadSchedule::most_processors ? value : refuse();
+    };
+    while (true) {
+        const int first = number();
+        int last = first;
+        if (next != end && *next == '-') {
+            ++next;
+            last = number();
+        }
+        if (last < first)
+            refuse();
+        for (int processor = first; processor <= last; ++processor)
+            processors.push_back(processor);
+        if (next == end)
+            return processors;
+        if (*next++ != ',')
+            refuse();
+    }
+}
+
+ThreadSchedule checked_schedule(const EngineOptions &options) {
+    ThreadSchedule schedule;
+    if (!options.thread_affinity.empty())
+        schedule.processors = processors_in(options.thread_affinity);
+    if (options.thread_priority < 0 || options.thread_priority > 99)
+        throw Error(UF_ERR_INVALID_ARGUMENT,
+                    message("options.thread_priority is ", options.thread_priority,
+                            ", accepted are 1 to 99 (SCHED_FIFO) and 0 (as the thread that opens the engine)"));
+    schedule.priority = static_cast<int>(options.thread_priority);
+    return schedule;
+}
+
 struct Choice {
     std::unique_ptr<Executor> executor;
     std::string reason;
@@ -43,12 +89,17 @@ struct Choice {
 // The one place that knows which executors there are.
 Choice choose_executor(const std::shared_ptr<const Plan> &plan, const std::shared_ptr<ThreadPool> &threads,
                        const EngineOptions &options) {
-    const std::set<std::string> precisions = {"auto", "float32", "bf16", "fp16"};
+    const std::set<std::string> precisions = {"auto", "float32", "bf16", "fp16", "int8"};
     if (precisions.count(options.precision) == 0)
         throw Error(UF_ERR_INVALID_ARGUMENT, message("options.precision is ", in_quotes(options.precision),
-                                                     ", accepted are auto, float32, bf16 and fp16"));
+                                                     ", accepted are auto, float32, bf16, fp16 and int8"));
+    const bool int8 = plan->precision == "int8";
+    if (int8 ? options.precision != "auto" && options.precision != "int8" : options.precision == "int8")
+        throw Error(UF_ERR_UNSUPPORTED,
+                    message("options.precision is ", options.precision, ", but the file was frozen for ",
+                            plan->precision, "; use auto, or freeze the network with precision ", options.precision));
     if (options.device == "cpu-reference") {
-        if (options.precision != "auto" && options.precision != "float32")
+        if (options.precision != "auto" && options.precision != "float32" && !int8)
             throw Error(UF_ERR_UNSUPPORTED,
                         message("device cpu-reference computes in float32, not in ", options.precision));
         return {make_reference_executor(plan), "asked for"};
@@ -58,13 +109,19 @@ Choice choose_executor(const std::shared_ptr<const Plan> &plan, const std::share
             throw Error(UF_ERR_UNSUPPORTED, message("device ", in_quotes(options.device),
                                                     " runs GPU code of the file, which the "
                                                     "options refuse; use device cpu, or accept the code"));
+        if (int8)
+            throw Error(UF_ERR_UNSUPPORTED, message("device ", in_quotes(options.device),
+                                                    " cannot run an int8 file, which is for the CPU; use device cpu, "
+                                                    "or freeze the network with precision fp16"));
         return {make_cuda_executor(plan, options.device, options.precision), "asked for"};
     }
     if (options.device != "auto" && options.device != "cpu")
         throw Error(UF_ERR_INVALID_ARGUMENT, message("options.device is ", in_quotes(options.device),
                                                      ", accepted are auto, cpu, cpu-reference, cuda and cuda:N"));
     std::string reason = options.device == "cpu" ? "asked for" : "GPU code in the file is refused";
-    if (options.device == "auto" && !options.refuse_embedded_code) {
+    if (options.device == "auto" && int8)
+        reason = "an int8 file is for the CPU";
+    else if (options.device == "auto" && !options.refuse_embedded_code) {
         try {
             auto executor = make_cuda_executor(plan, "cuda", options.precision);
             return {std::move(executor), "a GPU that can run this file"};
@@ -100,36 +157,67 @@ PassShape pass_shape(int64_t items, const Layout &layout) {
 // copies.
 class WindowReader {
   public:
-    WindowReader(const Layout &layout, const ImageBatch &images, Workspace &workspace)
-        : layout_(layout), images_(images), workspace_(workspace) {
-        const auto inside = [&](const TileAxis &axis, int64_t size) {
-            return layout.mirror == 0 && axis.tiles.back().origin + axis.side <= size;
-        };
-        bytes_ = static_cast<size_t>(layout.y.side * layout.x.side * images.channels) * pixel_bytes(images.first.type);
-        if (!inside(layout.y, images.height) || !inside(layout.x, images.width))
-            workspace.pixels.resize(bytes_ * workspace.images.size());
-    }
+    // Both must outlive it.
+    WindowReader(const Layout &layout, const ImageBatch &images)
+        : layout_(layout), images_(images),
+          bytes_(static_cast<size_t>(layout.y.side * layout.x.side * images.channels) *
+                 pixel_bytes(images.first.type)) {}
 
     // Makes the window of these tiles the pass's image number `slot`.
-    void read(size_t slot, int index, const TileSpan &y, const TileSpan &x, const PixelTransform &transform) {
+    void read(Workspace &workspace, size_t slot, int index, const TileSpan &y, const TileSpan &x,
+              const PixelTransform &transform) const {
         const int64_t top = y.origin - layout_.mirror, left = x.origin - layout_.mirror;
         ImageView view = images_[index];
         if (top >= 0 && left >= 0 && top + layout_.y.side <= images_.height && left + layout_.x.side <= images_.width) {
             view.data += top * view.row_stride + left * view.pixel_stride;
         } else {
-            std::byte *copy = workspace_.pixels.data() + slot * bytes_;
+            workspace.pixels.resize(bytes_ * workspace.images.size());
+            std::byte *copy = workspace.pixels.data() + slot * bytes_;
             copy_mirrored(images_, index, top, left, layout_.y.side, layout_.x.side, copy);
             view = tight_view(copy, view.type, layout_.x.side, images_.channels);
         }
-        workspace_.images[slot] = view;
-        workspace_.transforms[slot] = transform;
+        workspace.images[slot] = view;
+        workspace.transforms[slot] = transform;
     }
 
   private:
     const Layout &layout_;
     const ImageBatch &images_;
-    Workspace &workspace_;
-    size_t bytes_ = 0; // of one window
+    const size_t bytes_; // of one window
+};
+
+// Passes of one shape, two by turns where host work and computing can overlap: while one computes, the host fills the
+// next and collects the one before.
+class Passes {
+  public:
+    Passes(const Engine::Backend &backend, const PassShape &shape, int64_t passes)
+        : contexts_(*backend.contexts), passes_(passes) {
+        const int64_t lanes = std::min<int64_t>(backend.executor->overlapping_passes(), passes);
+        for (int64_t lane = 0; lane < lanes; ++lane)
+            workspaces_.push_back(contexts_.take(shape));
+    }
+
+    // start(pass, workspace) begins a pass, collect(pass, workspace) takes its results; both in the order of passes.
+    // Where one of them throws, the contexts are not used again.
+    template <class Start, class Collect> void run(const Start &start, const Collect &collect) {
+        const auto lanes = static_cast<int64_t>(workspaces_.size());
+        const auto of = [&](int64_t pass) -> Workspace & { return *workspaces_[static_cast<size_t>(pass % lanes)]; };
+        for (int64_t pass = 0; pass < passes_ + lanes - 1; ++pass) {
+            if (pass < passes_)
+                start(pass, of(pass));
+            if (const int64_t before = pass + 1 - lanes; before >= 0) {
+                of(before).context->finish_pass();
+                collect(before, of(before));
+            }
+        }
+        for (std::unique_ptr<Workspace> &workspace : workspaces_)
+            contexts_.give_back(std::move(workspace));
+    }
+
+  private:
+    ContextPool &contexts_;
+    const int64_t passes_;
+    std::vector<std::unique_ptr<Workspace>> workspaces_;
 };
 
 } // namespace
@@ -163,33 +251,53 @@ int physical_cores() {
 }
 
 Engine::Engine(std::shared_ptr<const Plan> plan, const EngineOptions &options)
-    : plan_(std::move(plan)), options_(options), threads_(std::make_shared<ThreadPool>(checked_threads(options))) {
+    : plan_(std::move(plan)), options_(options),
+      threads_(std::make_shared<ThreadPool>(checked_threads(options), checked_schedule(options))) {
     Choice choice = choose_executor(plan_, threads_, options);
-    first_ = make_backend(std::move(choice.executor), choice.reason);
-    backend_ = &first_;
+    backend_ = make_backend(std::move(choice.executor), choice.reason);
 }
 
-Engine::Backend Engine::make_backend(std::unique_ptr<Executor> executor, const std::string &reason) const {
-    Backend backend;
-    backend.executor = std::move(executor);
-    backend.device = backend.executor->device();
-    backend.reason = reason;
-    backend.precision = backend.executor->precision();
-    backend.isa = backend.executor->isa();
-    backend.contexts = std::make_unique<ContextPool>(*backend.executor, *plan_);
+std::shared_ptr<const Engine::Backend> Engine::backend() const {
+    const std::lock_guard<std::mutex> lock(brief_mutex());
+    return backend_;
+}
+
+std::shared_ptr<const Engine::Backend> Engine::make_backend(std::unique_ptr<Executor> executor,
+                                                            const std::string &reason) {
+    const auto backend = std::make_shared<Backend>();
+    descriptions_.push_back({executor->device(), reason, executor->precision(), executor->isa(), executor->tuning(),
+                             executor->tuning_file()});
+    backend->executor = std::move(executor);
+    backend->description = &descriptions_.back();
+    backend->contexts = std::make_unique<ContextPool>(*backend->executor, *plan_);
     return backend;
 }
 
-bool Engine::fall_back(const Executor &lost, const Error &error) {
+void Engine::replace(const std::shared_ptr<const Backend> &old, std::shared_ptr<const Backend> next) {
+    const std::lock_guard<std::mutex> lock(brief_mutex());
+    if (backend_ == old)
+        backend_.swap(next); // the old one is given up after the lock
+}
+
+bool Engine::fall_back(const std::shared_ptr<const Backend> &lost, const Error &error) {
     if (error.status() != UF_ERR_DEVICE_LOST || options_.device != "auto")
         return false;
-    const std::lock_guard<std::mutex> lock(fallback_mutex_);
-    if (&executor() == &lost) {
+    const std::lock_guard<std::mutex> lock(change_mutex_);
+    if (backend() == lost) {
         const std::string precision = options_.precision == "fp16" ? "auto" : options_.precision;
-        fallback_ = make_backend(make_cpu_executor(plan_, threads_, precision, options_.cpu_isa), error.what());
-        backend_ = &fallback_;
+        replace(lost, make_backend(make_cpu_executor(plan_, threads_, precision, options_.cpu_isa), error.what()));
     }
     return true;
+}
+
+void Engine::tune(const PassShape &shape, const std::string &path) {
+    const std::lock_guard<std::mutex> lock(change_mutex_);
+    const std::shared_ptr<const Backend> old = backend();
+    std::string not_kept;
+    std::unique_ptr<Executor> tuned = old->executor->tuned(shape, path, not_kept);
+    replace(old, make_backend(std::move(tuned), old->description->reason));
+    if (!not_kept.empty())
+        throw Error(UF_ERR_IO, "the engine is tuned, but only until it is closed: " + not_kept);
 }
 
 uf_info Engine::info() const {
@@ -208,20 +316,24 @@ uf_info Engine::info() const {
     info.op_count = static_cast<int32_t>(plan_->ops.size());
     info.threshold = plan_->threshold;
     info.name = plan_->name.c_str();
-    info.device = backend().device.c_str();
-    info.device_reason = backend().reason.c_str();
-    info.precision = backend().precision.c_str();
-    info.cpu_isa = backend().isa.c_str();
+    const Description &now = *backend()->description;
+    info.device = now.device.c_str();
+    info.device_reason = now.reason.c_str();
+    info.precision = now.precision.c_str();
+    info.cpu_isa = now.isa.c_str();
+    info.tuning = now.tuning.c_str();
+    info.tuning_file = now.tuning_file.c_str();
     return info;
 }
 
 void Engine::segment(const ImageBatch &images, const RunOptions &options, const Layout &layout,
                      const OutputBatch &outputs) {
-    const Executor &used = executor();
+    const std::shared_ptr<const Backend> used = backend();
+    const Executor &executor = *used->executor;
     if (images.first.on_device)
-        used.check_device_memory(images.first.data, "image");
+        executor.check_device_memory(images.first.data, "image");
     if (outputs.first.on_device)
-        used.check_device_memory(outputs.first.data, "output");
+        executor.check_device_memory(outputs.first.data, "output");
     try {
         // The GPU takes whole images from where they are; for all else, host code looks at the pixels.
         const auto whole = [](const TileAxis &axis, int64_t size) {
@@ -231,22 +343,22 @@ void Engine::segment(const ImageBatch &images, const RunOptions &options, const 
                             whole(layout.y, images.height) && whole(layout.x, images.width) &&
                             plan_->normalisation.kind == NormalisationKind::fixed;
         if (direct) {
-            segment_here(images, options, layout, outputs);
+            segment_here(*used, images, options, layout, outputs);
             return;
         }
-        const HostImages host_images(used, images);
-        const HostOutputs host_outputs(used, *plan_, outputs, images.count, layout.height, layout.width);
-        segment_here(host_images.batch(), options, layout, host_outputs.batch());
+        const HostImages host_images(executor, images);
+        const HostOutputs host_outputs(executor, *plan_, outputs, images.count, layout.height, layout.width);
+        segment_here(*used, host_images.batch(), options, layout, host_outputs.batch());
         host_outputs.write_back();
     } catch (const Error &error) {
         if (images.first.on_device || outputs.first.on_device || !fall_back(used, error))
             throw;
-        segment_here(images, options, layout, outputs);
+        segment_here(*backend(), images, options, layout, outputs);
     }
 }
 
-void Engine::segment_here(const ImageBatch &images, const RunOptions &options, const Layout &layout,
-                          const OutputBatch &outputs) {
+void Engine::segment_here(const Backend &backend, const ImageBatch &images, const RunOptions &options,
+                          const Layout &layout, const OutputBatch &outputs) {
     if (!images.first.on_device)
         require_finite(images);
     std::vector<PixelTransform> transforms;
@@ -254,140 +366,153 @@ void Engine::segment_here(const ImageBatch &images, const RunOptions &options, c
         transforms.push_back(pixel_transform(*plan_, images, index));
     switch (layout.kind) {
     case Layout::Kind::abutting:
-        run_abutting(layout, images, transforms, options.threshold, outputs);
+        run_abutting(backend, layout, images, transforms, options.threshold, outputs);
         break;
     case Layout::Kind::blended:
         for (int index = 0; index < images.count; ++index)
-            run_blended(layout, images, index, transforms[static_cast<size_t>(index)], options.threshold,
+            run_blended(backend, layout, images, index, transforms[static_cast<size_t>(index)], options.threshold,
                         outputs[index]);
         break;
     case Layout::Kind::resized:
-        run_resized(layout, images, transforms, options.threshold, outputs);
+        run_resized(backend, layout, images, transforms, options.threshold, outputs);
         break;
     }
 }
 
-void Engine::run_abutting(const Layout &layout, const ImageBatch &images, const std::vector<PixelTransform> &transforms,
-                          float threshold, const OutputBatch &outputs) {
-    ContextPool &contexts = *backend().contexts;
+void Engine::run_abutting(const Backend &backend, const Layout &layout, const ImageBatch &images,
+                          const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs) {
     const auto columns = static_cast<int64_t>(layout.x.tiles.size());
     const int64_t tiles = columns * static_cast<int64_t>(layout.y.tiles.size());
     const int64_t items = tiles * images.count;
-    std::unique_ptr<Workspace> workspace = contexts.take(pass_shape(items, layout));
-    const auto batch = static_cast<int64_t>(workspace->images.size());
-    WindowReader windows(layout, images, *workspace);
+    const PassShape shape = pass_shape(items, layout);
+    const int64_t count = shape.count, passes = (items + count - 1) / count;
+    Passes lanes(backend, shape, passes);
+    const WindowReader windows(layout, images);
 
     // A tile that gives all of its pixels writes to the caller's memory, any other to staging.
-    const auto all_used = [](const TileAxis &axis) {
-        return
-            [&axis](const TileSpan &tile) { return tile.begin == tile.origin && tile.end == tile.origin + axis.core; };
+    const auto all_used = [](const TileAxis &axis, const TileSpan &tile) {
+        return tile.begin == tile.origin && tile.end == tile.origin + axis.core;
     };
-    const auto all_rows = all_used(layout.y), all_columns = all_used(layout.x);
     const auto bytes_per_pixel = static_cast<int64_t>(result_bytes(outputs.first.type, *plan_));
     const int64_t staging_row = layout.x.core * bytes_per_pixel, staging = layout.y.core * staging_row;
-    if (!std::all_of(layout.y.tiles.begin(), layout.y.tiles.end(), all_rows) ||
-        !std::all_of(layout.x.tiles.begin(), layout.x.tiles.end(), all_columns))
-        workspace->results.resize(static_cast<size_t>(staging * batch));
 
     struct Place {
         int image;
         const TileSpan &y, &x;
+        bool in_place;
     };
     const auto place = [&](int64_t item) -> Place {
-        return {static_cast<int>(item / tiles), layout.y.tiles[static_cast<size_t>(item % tiles / columns)],
-                layout.x.tiles[static_cast<size_t>(item % columns)]};
+        const TileSpan &y = layout.y.tiles[static_cast<size_t>(item % tiles / columns)];
+        const TileSpan &x = layout.x.tiles[static_cast<size_t>(item % columns)];
+        return {static_cast<int>(item / tiles), y, x, all_used(layout.y, y) && all_used(layout.x, x)};
     };
-    const auto in_place = [&](const Place &at) { return all_rows(at.y) && all_columns(at.x); };
     const auto target = [&](const Place &at) {
         OutputView view = outputs[at.image];
         view.data += at.y.begin * view.row_stride + at.x.begin * bytes_per_pixel;
         return view;
     };
+    const auto in_pass = [&](int64_t pass) { return std::min(count, items - pass * count); };
 
-    for (int64_t first = 0; first < items; first += batch) {
-        const int64_t count = std::min(batch, items - first);
-        for (int64_t i = 0; i < count; ++i) {
-            const Place at = place(first + i);
-            windows.read(static_cast<size_t>(i), at.image, at.y, at.x, transforms[static_cast<size_t>(at.image)]);
-            workspace->outputs[static_cast<size_t>(i)] =
-                in_place(at) ? target(at)
-                             : OutputView{workspace->results.data() + i * staging, outputs.first.type, staging_row};
+    const auto start = [&](int64_t pass, Workspace &workspace) {
+        for (int64_t i = 0; i < in_pass(pass); ++i) {
+            const auto slot = static_cast<size_t>(i);
+            const Place at = place(pass * count + i);
+            windows.read(workspace, slot, at.image, at.y, at.x, transforms[static_cast<size_t>(at.image)]);
+            workspace.outputs[slot] =
+                at.in_place ? target(at)
+                            : OutputView{workspace.staging(static_cast<size_t>(staging * count)) + i * staging,
+                                         outputs.first.type, staging_row};
         }
-        workspace->context->run(workspace->images.data(), workspace->transforms.data(), static_cast<int>(count),
-                                logit(threshold), workspace->outputs.data(), nullptr);
-        for (int64_t i = 0; i < count; ++i) {
-            const Place at = place(first + i);
-            if (in_place(at))
+        workspace.context->start_pass(workspace.images.data(), workspace.transforms.data(),
+                                      static_cast<int>(in_pass(pass)), logit(threshold), workspace.outputs.data());
+    };
+    const auto collect = [&](int64_t pass, Workspace &workspace) {
+        for (int64_t i = 0; i < in_pass(pass); ++i) {
+            const Place at = place(pass * count + i);
+            if (at.in_place)
                 continue;
             const OutputView to = target(at);
-            const std::byte *from = workspace->results.data() + i * staging + (at.y.begin - at.y.origin) * staging_row +
+            const std::byte *from = workspace.outputs[static_cast<size_t>(i)].data +
+                                    (at.y.begin - at.y.origin) * staging_row +
                                     (at.x.begin - at.x.origin) * bytes_per_pixel;
             for (int64_t row = 0; row < at.y.end - at.y.begin; ++row)
                 std::memcpy(to.data + row * to.row_stride, from + row * staging_row,
                             static_cast<size_t>((at.x.end - at.x.begin) * bytes_per_pixel));
         }
-    }
-    contexts.give_back(std::move(workspace));
+    };
+    lanes.run(start, collect);
 }
 
-void Engine::run_blended(const Layout &layout, const ImageBatch &images, int index, const PixelTransform &transform,
-                         float threshold, const OutputView &output) {
-    ContextPool &contexts = *backend().contexts;
-    const std::vector<TileSpan> &columns = layout.x.tiles;
-    std::unique_ptr<Workspace> workspace = contexts.take(pass_shape(static_cast<int64_t>(columns.size()), layout));
-    const size_t batch = workspace->images.size();
-    WindowReader windows(layout, images, *workspace);
+void Engine::run_blended(const Backend &backend, const Layout &layout, const ImageBatch &images, int index,
+                         const PixelTransform &transform, float threshold, const OutputView &output) {
+    const std::vector<TileSpan> &rows = layout.y.tiles, &columns = layout.x.tiles;
+    const PassShape shape = pass_shape(static_cast<int64_t>(columns.size()), layout);
+    const auto count = static_cast<size_t>(shape.count);
+    const size_t passes_per_row = (columns.size() + count - 1) / count;
+    Passes lanes(backend, shape, static_cast<int64_t>(rows.size() * passes_per_row));
+    const WindowReader windows(layout, images);
     const auto weights_y = blend_weights(layout.y, layout.overlap), weights_x = blend_weights(layout.x, layout.overlap);
     const int64_t channels = plan_->output_channels;
     const int64_t tile_row = layout.x.core * channels, tile_values = layout.y.core * tile_row;
-    workspace->results.resize(static_cast<size_t>(tile_values) * batch * sizeof(float));
-    auto *const results = reinterpret_cast<float *>(workspace->results.data());
+    const size_t tile_bytes = static_cast<size_t>(tile_values) * sizeof(float);
+
+    struct Span {
+        size_t row, first, count; // tiles [first, first + count) of that row
+    };
+    const auto span = [&](int64_t pass) -> Span {
+        const size_t row = static_cast<size_t>(pass) / passes_per_row;
+        const size_t first = static_cast<size_t>(pass) % passes_per_row * count;
+        return {row, first, std::min(count, columns.size() - first)};
+    };
+    const auto start = [&](int64_t pass, Workspace &workspace) {
+        const Span tiles = span(pass);
+        std::byte *const results = workspace.staging(tile_bytes * count);
+        for (size_t i = 0; i < tiles.count; ++i) {
+            windows.read(workspace, i, index, rows[tiles.row], columns[tiles.first + i], transform);
+            workspace.outputs[i] = {results + i * tile_bytes, ResultType::probability,
+                                    tile_row * static_cast<int64_t>(sizeof(float))};
+        }
+        workspace.context->start_pass(workspace.images.data(), workspace.transforms.data(),
+                                      static_cast<int>(tiles.count), 0.0F, workspace.outputs.data());
+    };
 
     // The sums of one row of tiles; what the next row of tiles does not add to is written out, the rest moves up.
     const int64_t band_row = layout.width * channels;
     std::vector<float> band(static_cast<size_t>(std::min(layout.y.core, layout.height) * band_row), 0.0F);
-    for (size_t row = 0; row < layout.y.tiles.size(); ++row) {
-        const TileSpan &y = layout.y.tiles[row];
-        for (size_t first = 0; first < columns.size(); first += batch) {
-            const size_t count = std::min(batch, columns.size() - first);
-            for (size_t i = 0; i < count; ++i) {
-                windows.read(i, index, y, columns[first + i], transform);
-                workspace->outputs[i] = {workspace->results.data() +
-                                             i * static_cast<size_t>(tile_values) * sizeof(float),
-                                         ResultType::probability, tile_row * static_cast<int64_t>(sizeof(float))};
-            }
-            workspace->context->run(workspace->images.data(), workspace->transforms.data(), static_cast<int>(count),
-                                    0.0F, workspace->outputs.data(), nullptr);
-            threads_->run(y.end - y.begin, [&](int64_t line, int) {
-                const float weight_y = weights_y[row][static_cast<size_t>(line)];
-                for (size_t i = 0; i < count; ++i) {
-                    const TileSpan &x = columns[first + i];
-                    const std::vector<float> &weights = weights_x[first + i];
-                    const float *from = results + static_cast<int64_t>(i) * tile_values + line * tile_row;
-                    float *to = band.data() + line * band_row + x.begin * channels;
-                    for (const float weight_x : weights)
-                        for (int64_t channel = 0; channel < channels; ++channel)
-                            *to++ += weight_y * weight_x * *from++;
-                }
-            });
-        }
-        const bool last = row + 1 == layout.y.tiles.size();
-        const int64_t finished = (last ? layout.height : layout.y.tiles[row + 1].origin) - y.origin;
+    const auto finish_row = [&](size_t row) {
+        const int64_t origin = rows[row].origin;
+        const int64_t finished = (row + 1 == rows.size() ? layout.height : rows[row + 1].origin) - origin;
         threads_->run(finished, [&](int64_t line, int) {
             float *values = band.data() + line * band_row;
             if (plan_->output_kind != OutputKind::identity) // weights add up to 1 only nearly
                 for (int64_t i = 0; i < band_row; ++i)
                     values[i] = std::min(values[i], 1.0F);
-            write_row(values, layout.width, *plan_, threshold, output, y.origin + line);
+            write_row(values, layout.width, *plan_, threshold, output, origin + line);
         });
         band.erase(band.begin(), band.begin() + finished * band_row);
         band.resize(band.size() + static_cast<size_t>(finished * band_row), 0.0F);
-    }
-    contexts.give_back(std::move(workspace));
+    };
+    const auto collect = [&](int64_t pass, const Workspace &workspace) {
+        const Span tiles = span(pass);
+        const TileSpan &y = rows[tiles.row];
+        threads_->run(y.end - y.begin, [&](int64_t line, int) {
+            const float weight_y = weights_y[tiles.row][static_cast<size_t>(line)];
+            for (size_t i = 0; i < tiles.count; ++i) {
+                const float *from = reinterpret_cast<const float *>(workspace.outputs[i].data) + line * tile_row;
+                float *to = band.data() + line * band_row + columns[tiles.first + i].begin * channels;
+                for (const float weight_x : weights_x[tiles.first + i])
+                    for (int64_t channel = 0; channel < channels; ++channel)
+                        *to++ += weight_y * weight_x * *from++;
+            }
+        });
+        if (tiles.first + tiles.count == columns.size())
+            finish_row(tiles.row);
+    };
+    lanes.run(start, collect);
 }
 
-void Engine::run_resized(const Layout &layout, const ImageBatch &images, const std::vector<PixelTransform> &transforms,
-                         float threshold, const OutputBatch &outputs) {
+void Engine::run_resized(const Backend &backend, const Layout &layout, const ImageBatch &images,
+                         const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs) {
     const int64_t side_y = layout.y.result, side_x = layout.x.result;
     const int64_t channels = plan_->output_channels;
     const int64_t pixel_values = side_y * side_x * images.channels, result_values = side_y * side_x * channels;
@@ -416,8 +541,8 @@ void Engine::run_resized(const Layout &layout, const ImageBatch &images, const s
             resize_row(images[first + image], images.height, images.width, images.channels, row, side_y, side_x,
                        pixels.data() + image * pixel_values + row * side_x * images.channels);
         });
-        run_abutting(layout, small, {transforms.begin() + first, transforms.begin() + first + small.count}, threshold,
-                     probabilities);
+        run_abutting(backend, layout, small, {transforms.begin() + first, transforms.begin() + first + small.count},
+                     threshold, probabilities);
         threads_->run(layout.height * small.count, [&](int64_t task, int worker) {
             const int64_t image = task / layout.height, row = task % layout.height;
             float *values = rows.data() + worker * row_values;
@@ -432,14 +557,14 @@ void Engine::run_resized(const Layout &layout, const ImageBatch &images, const s
 }
 
 Session::Session(std::shared_ptr<Engine> engine, const PassShape &shape)
-    : engine_(std::move(engine)), executor_(&engine_->executor()) {
+    : engine_(std::move(engine)), backend_(engine_->backend()) {
     try {
-        workspace_ = make_workspace(*executor_, engine_->plan(), shape);
+        workspace_ = make_workspace(*backend_->executor, engine_->plan(), shape);
     } catch (const Error &error) {
-        if (!engine_->fall_back(*executor_, error))
+        if (!engine_->fall_back(backend_, error))
             throw;
-        executor_ = &engine_->executor();
-        workspace_ = make_workspace(*executor_, engine_->plan(), shape);
+        backend_ = engine_->backend();
+        workspace_ = make_workspace(*backend_->executor, engine_->plan(), shape);
     }
 }
 
@@ -457,8 +582,9 @@ void Session::run(const uf_image &image, float threshold, const uf_output &outpu
     options.struct_size = sizeof options;
     options.threshold = threshold;
     const RunOptions checked = check_run_options(&options, plan);
-    if (stream != nullptr && executor_->device().rfind("cuda", 0) != 0)
-        throw Error(UF_ERR_INVALID_ARGUMENT, message("cuda_stream must be NULL on device ", executor_->device()));
+    if (stream != nullptr && backend_->executor->device().rfind("cuda", 0) != 0)
+        throw Error(UF_ERR_INVALID_ARGUMENT,
+                    message("cuda_stream must be NULL on device ", backend_->executor->device()));
     const ImageBatch images = check_image(image, plan);
     if (images.count > shape.count || images.height != shape.height || images.width != shape.width)
         throw Error(UF_ERR_INVALID_ARGUMENT,
@@ -475,21 +601,22 @@ void Session::run(const uf_image &image, float threshold, const uf_output &outpu
         run_here(images, checked.threshold, outputs, stream);
     } catch (const Error &error) {
         const bool on_host = !images.first.on_device && !outputs.first.on_device && stream == nullptr;
-        if (!on_host || !engine_->fall_back(*executor_, error))
+        if (!on_host || !engine_->fall_back(backend_, error))
             throw;
-        executor_ = &engine_->executor();
-        workspace_ = make_workspace(*executor_, plan, shape);
+        workspace_.reset();
+        backend_ = engine_->backend();
+        workspace_ = make_workspace(*backend_->executor, plan, shape);
         run_here(images, checked.threshold, outputs, stream);
     }
 }
 
 void Session::run_here(const ImageBatch &images, float threshold, const OutputBatch &outputs, void *stream) {
     if (images.first.on_device)
-        executor_->check_device_memory(images.first.data, "image");
+        backend_->executor->check_device_memory(images.first.data, "image");
     else
         require_finite(images);
     if (outputs.first.on_device)
-        executor_->check_device_memory(outputs.first.data, "output");
+        backend_->executor->check_device_memory(outputs.first.data, "output");
     for (int index = 0; index < images.count; ++index) {
         const auto slot = static_cast<size_t>(index);
         workspace_->images[slot] = images[index];

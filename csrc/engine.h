@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -18,54 +19,67 @@ namespace uf {
 
 struct EngineOptions {
     std::string device = "auto", precision = "auto", cpu_isa = "auto";
-    int threads = 0; // 0: one per physical core that this process may use
+    int threads = 0;             // 0: one per physical core that this process may use
+    std::string thread_affinity; // "2,4-7"; empty: wherever the process may run
+    int64_t thread_priority = 0; // 1..99: SCHED_FIFO
     bool refuse_embedded_code = false;
 };
 
-// Immutable but for the pool of idle contexts and, on device "auto", the change to the CPU when the GPU is lost; any
-// thread may call.
+// Immutable but for the pool of idle contexts and for what runs it, which changes to the CPU when the GPU of an engine
+// on device "auto" is lost, and to other kernels when it is tuned; any thread may call.
 class Engine {
   public:
     // Throws UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED for options that cannot be met.
     Engine(std::shared_ptr<const Plan> plan, const EngineOptions &options);
 
+    // An executor with what info() says about it.
+    struct Description {
+        std::string device, reason, precision, isa, tuning, tuning_file;
+    };
+    struct Backend {
+        std::unique_ptr<Executor> executor;
+        const Description *description = nullptr; // of the engine
+        std::unique_ptr<ContextPool> contexts;
+    };
+
     const Plan &plan() const { return *plan_; }
-    const Executor &executor() const { return *backend().executor; }
+    // What runs the engine now.  Whoever holds it may go on with it when another takes its place.
+    std::shared_ptr<const Backend> backend() const;
     // The strings live as long as the engine.
     uf_info info() const;
 
     // `layout` is that of the images and options; `outputs` must have been checked for its height and width.
     void segment(const ImageBatch &images, const RunOptions &options, const Layout &layout, const OutputBatch &outputs);
 
-    // For what failed on `lost` with `error`: whether it is worth another try, because that executor's GPU was lost and
+    // See uf_engine_profile.
+    Profile profile(const PassShape &shape) const { return backend()->executor->profile(shape); }
+    // See uf_engine_tune.
+    void tune(const PassShape &shape, const std::string &path);
+
+    // For what failed on `lost` with `error`: whether it is worth another try, because that backend's GPU was lost and
     // the engine, opened with device "auto", now runs on the CPU.
-    bool fall_back(const Executor &lost, const Error &error);
+    bool fall_back(const std::shared_ptr<const Backend> &lost, const Error &error);
 
   private:
-    // An executor with what info() says about it.
-    struct Backend {
-        std::unique_ptr<Executor> executor;
-        std::string device, reason, precision, isa;
-        std::unique_ptr<ContextPool> contexts;
-    };
-    Backend make_backend(std::unique_ptr<Executor> executor, const std::string &reason) const;
-    const Backend &backend() const { return *backend_.load(); }
+    std::shared_ptr<const Backend> make_backend(std::unique_ptr<Executor> executor, const std::string &reason);
+    // `next` takes the place of `old`, unless another has done so.
+    void replace(const std::shared_ptr<const Backend> &old, std::shared_ptr<const Backend> next);
 
-    void segment_here(const ImageBatch &images, const RunOptions &options, const Layout &layout,
+    void segment_here(const Backend &backend, const ImageBatch &images, const RunOptions &options, const Layout &layout,
                       const OutputBatch &outputs);
-    void run_abutting(const Layout &layout, const ImageBatch &images, const std::vector<PixelTransform> &transforms,
-                      float threshold, const OutputBatch &outputs);
-    void run_blended(const Layout &layout, const ImageBatch &images, int index, const PixelTransform &transform,
-                     float threshold, const OutputView &output);
-    void run_resized(const Layout &layout, const ImageBatch &images, const std::vector<PixelTransform> &transforms,
-                     float threshold, const OutputBatch &outputs);
+    void run_abutting(const Backend &backend, const Layout &layout, const ImageBatch &images,
+                      const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs);
+    void run_blended(const Backend &backend, const Layout &layout, const ImageBatch &images, int index,
+                     const PixelTransform &transform, float threshold, const OutputView &output);
+    void run_resized(const Backend &backend, const Layout &layout, const ImageBatch &images,
+                     const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs);
 
     const std::shared_ptr<const Plan> plan_;
     const EngineOptions options_;
     const std::shared_ptr<ThreadPool> threads_;
-    Backend first_, fallback_; // both stay: other threads may still be in the first one
-    std::atomic<const Backend *> backend_;
-    std::mutex fallback_mutex_;
+    std::shared_ptr<const Backend> backend_; // under brief_mutex()
+    std::list<Description> descriptions_;    // of all there were; under change_mutex_
+    std::mutex change_mutex_;                // one change at a time
 };
 
 // An explicit context: memory for one pass, one call at a time.
@@ -80,7 +94,7 @@ class Session {
     void run_here(const ImageBatch &images, float threshold, const OutputBatch &outputs, void *stream);
 
     const std::shared_ptr<Engine> engine_;
-    const Executor *executor_; // that made the workspace
+    std::shared_ptr<const Engine::Backend> backend_; // that made the workspace, which has to go first
     std::unique_ptr<Workspace> workspace_;
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
 };

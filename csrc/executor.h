@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "error.h"
 #include "plan.h"
@@ -50,7 +51,30 @@ class Context {
     // pixel is 255 where its logit is greater.  `stream`: CUstream or null.  Throws uf::Error.
     virtual void run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
                      const OutputView *outputs, void *stream) = 0;
+    // `run` in two parts: images in host memory have been read when `start_pass` returns, results are there when
+    // `finish_pass` does.  Between them the caller is free to do something else.  Images and results in device memory
+    // must lie at one distance each.
+    virtual void start_pass(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
+                            const OutputView *outputs) {
+        run(images, transforms, count, logit_threshold, outputs, nullptr);
+    }
+    virtual void finish_pass() {}
+    // Host memory from which results need not be copied again: those of a full batch in float32, tight, one after the
+    // other.  Null: any memory is as good.
+    virtual std::byte *result_staging() { return nullptr; }
     virtual PassShape shape() const = 0;
+};
+
+// How long the ops of a pass take, and what the device can do at most.
+struct Profile {
+    struct Op {
+        const char *kernel = ""; // candidate that runs on a GPU; lives as long as the plan
+        double seconds = 0;      // median
+    };
+    std::vector<Op> ops;                                    // as in the plan
+    double pass_seconds = 0;                                // median of the whole pass
+    double bytes_per_second = 0, operations_per_second = 0; // 0: not known
+    bool operations_measured = false;                       // else from the data sheet
 };
 
 // Immutable after construction; any thread may make contexts.
@@ -67,6 +91,23 @@ class Executor {
     virtual void copy(std::byte *target, const std::byte *source, size_t bytes) const {
         std::memcpy(target, source, bytes);
     }
+    // Measures its kernels one by one.
+    virtual Profile profile(const PassShape &) const {
+        throw Error(UF_ERR_UNSUPPORTED, device() + " is not made for speed and has no profile; use device cpu or cuda");
+    }
+    // The same, with the fastest kernels for passes of that shape, which it measures now.  Keeps the choice in the file
+    // `path`, empty: the user's cache; `not_kept` says why where that was impossible.
+    virtual std::unique_ptr<Executor> tuned(const PassShape &, const std::string &path, std::string &not_kept) const {
+        static_cast<void>(path), static_cast<void>(not_kept);
+        throw Error(UF_ERR_UNSUPPORTED, "this engine runs on " + device() +
+                                            ", which has one kernel for each op and nothing to tune; open it on a GPU "
+                                            "(device cuda) whose kernels the file has");
+    }
+    // Passes whose host work and computing can overlap.
+    virtual int overlapping_passes() const { return 1; }
+    // Where the choice of kernels comes from, one sentence, and its file; "" where there is no choice.
+    virtual std::string tuning() const { return ""; }
+    virtual std::string tuning_file() const { return ""; }
     virtual std::string device() const = 0;    // "cpu", "cpu-reference", "cuda:0"
     virtual std::string precision() const = 0; // "float32", "bf16", "fp16"
     virtual std::string isa() const = 0;       // "portable", "avx2", "avx512", "avx512_bf16", "neon"; "" on a GPU

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,33 @@ def with_kernels(
     return _write(file, target, targets, entries)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A candidate with what tuning should find out about it.
+
+    microseconds   on the fake's clock
+    factor         by which its results are wrong
+    idle           whether it writes nothing
+    """
+
+    name: str
+    microseconds: float
+    factor: float = 1.0
+    idle: bool = False
+
+
+def with_trials(source: Path, target: Path, trials: Mapping[str, Sequence[Trial]], precision: str = "fp16") -> Path:
+    """Made-up kernels with several candidates for the ops whose names `trials` has, the first the file's choice."""
+    file = engine_file.read(source)
+    entries = []
+    for entry in _kernels(file.document, dict(file.tensors), precision):
+        name = file.document["ops"][entry["op"]]["name"]
+        for rank, trial in enumerate(trials.get(name, [Trial("only", 2000.0)])):
+            facts = {"microseconds": trial.microseconds, "factor": trial.factor, "idle": trial.idle}
+            entries.append(entry | {"candidate": trial.name, "rank": rank, "facts": facts})
+    return _write(file, target, [Target()], entries)
+
+
 def with_triton_launches(source: Path, target: Path, precision: str, capability: int, rank: int) -> Path:
     """Likewise, but launched as the Triton kernels for that capability would be: of each step's candidates the one
     with this rank, or the last.  Needs triton."""
@@ -77,12 +104,13 @@ def _write(file: engine_file.EngineFile, target: Path, targets: Sequence[Target]
     images: dict[str, list[Json]] = {one.name: [] for one in targets}
     for plain in entries:
         entry = {**plain, "code": []}
-        description = _description(document, entry)
+        rank, further = entry.pop("rank", 0), entry.pop("facts", {})
+        description = _description(document, entry) | further
         for one in targets:
             name = f"kernel_{len(images[one.name])}"
             facts = {"entry": name, "warps": 4, "shared": one.shared, "pdl": one.pdl}
             images[one.name].append({**description, **facts})
-            code = {"target": one.name, "rank": one.rank, "tensor": f"kernel.{one.name}", "driver": one.driver}
+            code = {"target": one.name, "rank": one.rank + rank, "tensor": f"kernel.{one.name}", "driver": one.driver}
             entry["code"].append(code | facts)
         kernels.append(entry)
     for one in targets:

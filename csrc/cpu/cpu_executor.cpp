@@ -6,7 +6,9 @@
 #include "aligned_memory.h"
 #include "convolution.h"
 #include "cpu_features.h"
+#include "cpu_profile.h"
 #include "error.h"
+#include "machine_peak.h"
 #include "plain_ops.h"
 
 namespace uf {
@@ -82,10 +84,13 @@ class CpuContext final : public Context {
 
     PassShape shape() const override { return shape_; }
 
+    double *op_seconds = nullptr; // where `run` writes the time of each op; null: nowhere
+
     void run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
              const OutputView *outputs, void *) override {
         const Pass pass{images, transforms, count, logit_threshold, outputs};
         for (const PreparedOp &prepared : program_->ops) {
+            const OpTimer timer(op_seconds, static_cast<size_t>(&prepared - program_->ops.data()));
             switch (prepared.op->kind) {
             case OpKind::stem:
                 normalise(pass, image_);
@@ -382,6 +387,14 @@ class CpuExecutor final : public Executor {
 
     std::unique_ptr<Context> make_context(const PassShape &shape) const override {
         return std::make_unique<CpuContext>(program_, shape);
+    }
+    Profile profile(const PassShape &shape) const override {
+        CpuContext context(program_, shape);
+        Profile profile = profile_passes(context, context.op_seconds, *program_->plan);
+        profile.bytes_per_second = peak_copy_rate(*program_->pool);
+        profile.operations_per_second = peak_operations(isa(), program_->bf16, *program_->pool);
+        profile.operations_measured = true;
+        return profile;
     }
     std::string device() const override { return "cpu"; }
     std::string precision() const override { return program_->bf16 ? "bf16" : "float32"; }

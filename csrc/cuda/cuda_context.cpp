@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <map>
 
 #include "cuda/pass_graph.h"
+#include "cuda/pass_memory.h"
 #include "error.h"
 #include "images.h"
 #include "message.h"
@@ -13,30 +13,6 @@
 namespace uf::cuda {
 
 namespace {
-
-constexpr int64_t alignment = 256;
-constexpr int64_t widest_row = int64_t{1} << 25; // elements: kernels address within a few rows by 32 bits
-constexpr int64_t transform_bytes = sizeof(PixelTransform);
-static_assert(sizeof(PixelTransform) == 8 * sizeof(float), "kernels read scale[4], shift[4]");
-
-// Hands out aligned ranges of one allocation, whose size is known at the end.
-class Layout {
-  public:
-    size_t take(int64_t bytes) {
-        const int64_t offset = bytes_;
-        bytes_ = checked_product({bytes_ + (bytes + alignment - 1) / alignment * alignment});
-        return static_cast<size_t>(offset);
-    }
-    size_t bytes() const { return static_cast<size_t>(bytes_); }
-
-  private:
-    int64_t bytes_ = 0;
-};
-
-int64_t image_bytes(const Plan &plan, const PassShape &shape, PixelType type) {
-    return checked_product(
-        {shape.count, shape.height, shape.width, plan.channels, static_cast<int64_t>(pixel_bytes(type))});
-}
 
 // Pixels of a view, tight, to `target`.
 void copy_tight(const ImageView &view, const PassShape &shape, int channels, std::byte *target) {
@@ -74,131 +50,88 @@ class CudaContext : public uf::Context {
 
     void run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
              const OutputView *outputs, void *stream) override;
+    void start_pass(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
+                    const OutputView *outputs) override;
+    void finish_pass() override;
+    std::byte *result_staging() override { return pinned_result_; }
     PassShape shape() const override { return shape_; }
 
   private:
     const Plan &plan() const { return program_->plan(); }
     const Driver &api() const { return program_->device()->api(); }
 
-    void check_shape() const;
-    void plan_memory();
+    void allocate_staging();
     void check_stream(CUstream stream) const;
 
-    void pass(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
-              const OutputView *outputs, CUstream stream);
+    // Runs `body`; if it fails, waits until the stream is idle and notes that memory may hold anything.
+    template <class Body> void attempt(CUstream stream, const Body &body);
+    // Leaves the result where it belongs, or on its way to pinned memory.
+    void enqueue(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
+                 const OutputView *outputs, CUstream stream);
     ImageArguments stage_images(const ImageView *images, int count, CUstream stream);
     ResultArguments result_arguments(const OutputView *outputs, int count) const;
     void upload_transforms(const PixelTransform *transforms, int count, CUstream stream);
-    void fetch_results(const OutputView *outputs, int count, CUstream stream);
+    void leave_pending(CUstream stream);
+    size_t tight_result_bytes(ResultType type) const; // of one image
+    void hand_out(const OutputView *outputs, int count) const;
     PassGraph &graph(int count, const ImageArguments &image, const ResultArguments &result);
     void wait_for_staging();
     void recover(CUstream stream);
 
     const std::shared_ptr<const Program> program_;
     const PassShape shape_;
-    size_t zeroed_bytes_ = 0;
-    DeviceMemory memory_;
-    ContextMemory places_;
-    CUdeviceptr image_ = 0, result_ = 0; // staging on the device
+    const PassMemory memory_;
     PinnedMemory pinned_;
     std::byte *pinned_image_ = nullptr, *pinned_result_ = nullptr, *pinned_transforms_ = nullptr;
     std::vector<PixelTransform> transforms_; // that are on the device
     Stream stream_;
     Event done_; // after the last pass, if it was not waited for
     bool pending_ = false;
+    std::vector<OutputView> started_; // where the results of `start_pass` go
     bool broken_ = false;             // the last pass failed: scratch memory may hold anything
     std::map<int, PassGraph> graphs_; // by number of images
 };
 
 CudaContext::CudaContext(std::shared_ptr<const Program> program, const PassShape &shape)
-    : program_(std::move(program)), shape_(shape) {
-    check_shape();
-    plan_memory();
+    : program_(std::move(program)), shape_(shape), memory_(allocate_pass_memory(*program_, shape)) {
+    allocate_staging();
     stream_ = make_stream(program_->device());
     done_ = make_event(program_->device());
-    if (zeroed_bytes_ > 0)
-        api().fill_bytes(places_.zeroed, 0, zeroed_bytes_, stream_.get());
+    if (memory_.zeroed_bytes > 0)
+        api().fill_bytes(memory_.zeroed, 0, memory_.zeroed_bytes, stream_.get());
     // The graph for a full batch is made now, so that a pass allocates nothing.
     ImageArguments image;
-    image.data = image_;
+    image.data = memory_.image;
     ResultArguments result;
     result.type = plan().has_mask() ? ResultType::mask : ResultType::probability;
-    result.data = result_;
+    result.data = memory_.result;
     graph(shape_.count, image, result).upload(stream_.get());
     api().stream_synchronize(stream_.get());
 }
 
 CudaContext::~CudaContext() {
     // Memory must not be freed under a pass that the caller has not waited for.
-    if (pending_ && program_->device()->in_its_process())
-        api().event_synchronize.quietly(done_.get());
-}
-
-void CudaContext::check_shape() const {
-    constexpr int64_t largest = std::numeric_limits<int32_t>::max();
-    for (const Buffer &buffer : plan().buffers) {
-        const int64_t height = buffer.height.at(shape_.height), width = buffer.width.at(shape_.width);
-        if (height > largest || width > largest || width * buffer.channels > widest_row)
-            throw Error(UF_ERR_INVALID_ARGUMENT,
-                        message("an image of ", shape_.height, " x ", shape_.width,
-                                " pixels is too wide for one pass on a GPU: ", in_quotes(buffer.name), " has ", width,
-                                " x ", buffer.channels, " values per row, at most ", widest_row,
-                                " are possible; use smaller tiles"));
+    if (!pending_)
+        return;
+    try {
+        program_->device()->guarded([&] { api().event_synchronize(done_.get()); });
+    } catch (const Error &) {
+        // The GPU is lost, or this is a forked child: nothing runs there any more.
     }
 }
 
-// One allocation on the device: slots, scratch, staging.  One on the host: staging.
-void CudaContext::plan_memory() {
-    const int64_t element = element_bytes(storage_of(program_->selection().precision));
-    std::vector<int64_t> slots(static_cast<size_t>(plan().slots), 0);
-    for (const Buffer &buffer : plan().buffers) {
-        if (buffer.slot < 0)
-            continue;
-        int64_t &slot = slots[static_cast<size_t>(buffer.slot)];
-        slot = std::max(slot, checked_product({shape_.count, buffer.height.at(shape_.height),
-                                               buffer.width.at(shape_.width), buffer.channels, element}));
-    }
-    int64_t zeroed = 0, scratch = 0;
-    for (const Step &step : program_->selection().steps) {
-        const LaunchSizes sizes = launch_sizes(plan(), *step.op, shape_);
-        for (const std::vector<Candidate> &candidates : step.candidates)
-            if (!candidates.empty())
-                for (const KernelArgument &argument : Program::chosen(candidates).kernel->arguments)
-                    if (argument.kind == KernelArgument::Kind::scratch) {
-                        int64_t &bytes = argument.zeroed ? zeroed : scratch;
-                        bytes = std::max(bytes, axis_value(argument.bytes, sizes));
-                    }
-    }
-    zeroed_bytes_ = static_cast<size_t>(zeroed);
-    const int64_t images = image_bytes(plan(), shape_, PixelType::float32);
-    const int64_t results =
-        checked_product({shape_.count, shape_.height, shape_.width, plan().output_channels, sizeof(float)});
-
-    Layout host;
-    const size_t host_image = host.take(images), host_result = host.take(results);
-    const size_t host_transforms = host.take(shape_.count * transform_bytes);
-    Layout layout;
-    std::vector<size_t> slot_offsets;
-    for (const int64_t bytes : slots)
-        slot_offsets.push_back(layout.take(bytes));
-    const size_t zeroed_offset = layout.take(zeroed), scratch_offset = layout.take(scratch);
-    const size_t image = layout.take(images), result = layout.take(results);
-    const size_t transforms = layout.take(shape_.count * transform_bytes);
-
-    memory_ = allocate_device(program_->device(), layout.bytes());
-    for (const size_t offset : slot_offsets)
-        places_.slots.push_back(memory_.get() + offset);
-    places_.zeroed = memory_.get() + zeroed_offset;
-    places_.scratch = memory_.get() + scratch_offset;
-    places_.transforms = memory_.get() + transforms;
-    image_ = memory_.get() + image;
-    result_ = memory_.get() + result;
+void CudaContext::allocate_staging() {
+    Ranges host;
+    const size_t image = host.take(image_bytes(plan(), shape_, PixelType::float32));
+    const size_t result = host.take(probability_bytes(plan(), shape_));
+    const size_t transforms = host.take(shape_.count * transform_bytes);
     pinned_ = allocate_pinned(program_->device(), host.bytes());
     auto *const pinned = static_cast<std::byte *>(pinned_.get());
-    pinned_image_ = pinned + host_image;
-    pinned_result_ = pinned + host_result;
-    pinned_transforms_ = pinned + host_transforms;
+    pinned_image_ = pinned + image;
+    pinned_result_ = pinned + result;
+    pinned_transforms_ = pinned + transforms;
     transforms_.reserve(static_cast<size_t>(shape_.count));
+    started_.reserve(static_cast<size_t>(shape_.count));
 }
 
 PassGraph &CudaContext::graph(int count, const ImageArguments &image, const ResultArguments &result) {
@@ -206,7 +139,7 @@ PassGraph &CudaContext::graph(int count, const ImageArguments &image, const Resu
     if (found != graphs_.end())
         return found->second;
     const PassShape shape{count, shape_.height, shape_.width};
-    return graphs_.try_emplace(count, *program_, shape, places_, image, result).first->second;
+    return graphs_.try_emplace(count, *program_, shape, memory_, image, result, whole_pass(*program_)).first->second;
 }
 
 void CudaContext::run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
@@ -224,16 +157,50 @@ void CudaContext::run(const ImageView *images, const PixelTransform *transforms,
             (!outputs[0].on_device || regular(outputs, count, outputs[0].type == ResultType::mask ? 1 : 4, stride));
         // Kernels take one distance between images; where there is none, each goes alone.
         const int step = together ? count : 1;
-        try {
-            recover(stream);
-            for (int i = 0; i < count; i += step)
-                pass(images + i, transforms + i, step, logit_threshold, outputs + i, stream);
-        } catch (...) {
-            broken_ = true;
-            api().stream_synchronize.quietly(stream);
-            throw;
-        }
+        attempt(stream, [&] {
+            for (int i = 0; i < count; i += step) {
+                enqueue(images + i, transforms + i, step, logit_threshold, outputs + i, stream);
+                if (outputs[0].on_device && stream != stream_.get()) {
+                    leave_pending(stream);
+                    continue;
+                }
+                api().stream_synchronize(stream);
+                pending_ = false;
+                hand_out(outputs + i, step);
+            }
+        });
     });
+}
+
+void CudaContext::start_pass(const ImageView *images, const PixelTransform *transforms, int count,
+                             float logit_threshold, const OutputView *outputs) {
+    program_->device()->guarded([&] {
+        attempt(stream_.get(), [&] {
+            enqueue(images, transforms, count, logit_threshold, outputs, stream_.get());
+            leave_pending(stream_.get());
+            started_.assign(outputs, outputs + count);
+        });
+    });
+}
+
+void CudaContext::finish_pass() {
+    program_->device()->guarded([&] {
+        attempt(stream_.get(), [&] {
+            wait_for_staging();
+            hand_out(started_.data(), static_cast<int>(started_.size()));
+        });
+    });
+}
+
+template <class Body> void CudaContext::attempt(CUstream stream, const Body &body) {
+    try {
+        recover(stream);
+        body();
+    } catch (...) {
+        broken_ = true;
+        api().stream_synchronize.quietly(stream);
+        throw;
+    }
 }
 
 void CudaContext::check_stream(CUstream stream) const {
@@ -251,8 +218,8 @@ void CudaContext::recover(CUstream stream) {
         return;
     wait_for_staging();
     transforms_.clear();
-    if (zeroed_bytes_ > 0)
-        api().fill_bytes(places_.zeroed, 0, zeroed_bytes_, stream);
+    if (memory_.zeroed_bytes > 0)
+        api().fill_bytes(memory_.zeroed, 0, memory_.zeroed_bytes, stream);
     broken_ = false;
 }
 
@@ -263,8 +230,8 @@ void CudaContext::wait_for_staging() {
     pending_ = false;
 }
 
-void CudaContext::pass(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
-                       const OutputView *outputs, CUstream stream) {
+void CudaContext::enqueue(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
+                          const OutputView *outputs, CUstream stream) {
     // All passes share the arena: they follow each other even if they are on different streams.  (Comparing handles
     // would not do: a stream may have been destroyed since, and its handle given to another.)
     if (pending_)
@@ -277,15 +244,14 @@ void CudaContext::pass(const ImageView *images, const PixelTransform *transforms
     pass_graph.set(image, result);
     pass_graph.launch(stream);
     if (!outputs[0].on_device) {
-        fetch_results(outputs, count, stream);
-        pending_ = false;
-    } else if (stream == stream_.get()) {
-        api().stream_synchronize(stream);
-        pending_ = false;
-    } else {
-        api().event_record(done_.get(), stream);
-        pending_ = true;
+        const size_t bytes = static_cast<size_t>(count) * tight_result_bytes(result.type);
+        api().copy_to_host(pinned_result_, memory_.result, bytes, stream);
     }
+}
+
+void CudaContext::leave_pending(CUstream stream) {
+    api().event_record(done_.get(), stream);
+    pending_ = true;
 }
 
 ImageArguments CudaContext::stage_images(const ImageView *images, int count, CUstream stream) {
@@ -305,8 +271,8 @@ ImageArguments CudaContext::stage_images(const ImageView *images, int count, CUs
     const int64_t bytes = image_bytes(plan(), one, image.type);
     for (int i = 0; i < count; ++i)
         copy_tight(images[i], one, plan().channels, pinned_image_ + i * bytes);
-    api().copy_to_device(image_, pinned_image_, static_cast<size_t>(count * bytes), stream);
-    image.data = image_;
+    api().copy_to_device(memory_.image, pinned_image_, static_cast<size_t>(count * bytes), stream);
+    image.data = memory_.image;
     image.strides = {bytes / item, int64_t{shape_.width} * plan().channels, plan().channels, 1};
     return image;
 }
@@ -319,7 +285,7 @@ void CudaContext::upload_transforms(const PixelTransform *transforms, int count,
     wait_for_staging();
     transforms_.clear(); // until the new ones are on their way
     std::memcpy(pinned_transforms_, transforms, bytes);
-    api().copy_to_device(places_.transforms, pinned_transforms_, bytes, stream);
+    api().copy_to_device(memory_.transforms, pinned_transforms_, bytes, stream);
     transforms_.assign(transforms, transforms + count);
 }
 
@@ -337,23 +303,31 @@ ResultArguments CudaContext::result_arguments(const OutputView *outputs, int cou
         return result;
     }
     const int64_t row = width * static_cast<int64_t>(result_bytes(result.type, plan())) / item;
-    result.data = result_;
+    result.data = memory_.result;
     result.strides = {height * row, row};
     return result;
 }
 
-void CudaContext::fetch_results(const OutputView *outputs, int count, CUstream stream) {
+size_t CudaContext::tight_result_bytes(ResultType type) const {
     const int64_t height = shape_.height - 2 * int64_t{plan().margin},
                   width = shape_.width - 2 * int64_t{plan().margin};
-    const auto row_bytes = static_cast<size_t>(width) * result_bytes(outputs[0].type, plan());
-    const size_t bytes = static_cast<size_t>(height) * row_bytes;
-    api().copy_to_host(pinned_result_, result_, static_cast<size_t>(count) * bytes, stream);
-    api().stream_synchronize(stream);
-    for (int i = 0; i < count; ++i)
+    return static_cast<size_t>(height * width) * result_bytes(type, plan());
+}
+
+// Copies what has arrived in pinned memory to where the caller wants it, unless that is there.
+void CudaContext::hand_out(const OutputView *outputs, int count) const {
+    if (count == 0 || outputs[0].on_device)
+        return;
+    const int64_t height = shape_.height - 2 * int64_t{plan().margin};
+    const size_t bytes = tight_result_bytes(outputs[0].type), row_bytes = bytes / static_cast<size_t>(height);
+    for (int i = 0; i < count; ++i) {
+        const std::byte *const from = pinned_result_ + static_cast<size_t>(i) * bytes;
+        if (outputs[i].data == from)
+            continue;
         for (int64_t y = 0; y < height; ++y)
-            std::memcpy(outputs[i].data + y * outputs[i].row_stride,
-                        pinned_result_ + static_cast<size_t>(i) * bytes + static_cast<size_t>(y) * row_bytes,
+            std::memcpy(outputs[i].data + y * outputs[i].row_stride, from + static_cast<size_t>(y) * row_bytes,
                         row_bytes);
+    }
 }
 
 } // namespace

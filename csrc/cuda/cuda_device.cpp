@@ -20,11 +20,9 @@ Device::Device(int ordinal) : api_(driver()), ordinal_(ordinal), process_(getpid
     api_.device_get_name(name.data(), static_cast<int>(name.size()) - 1, handle_);
     name_ = name.data();
     api_.driver_get_version(&driver_version_);
-    int major = 0, minor = 0;
-    api_.device_get_attribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, handle_);
-    api_.device_get_attribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, handle_);
-    capability_ = 10 * major + minor;
-    api_.device_get_attribute(&shared_bytes_, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, handle_);
+    capability_ = 10 * attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) +
+                  attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+    shared_bytes_ = attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
     api_.primary_context_retain(&context_, handle_);
 }
 
@@ -39,6 +37,12 @@ int Device::count() {
     int present = 0;
     driver().device_get_count(&present);
     return present;
+}
+
+int Device::attribute(int which) const {
+    int value = 0;
+    api_.device_get_attribute(&value, which, handle_);
+    return value;
 }
 
 std::string Device::description() const {
@@ -75,9 +79,9 @@ Stream make_stream(const std::shared_ptr<const Device> &device) {
     return {device, stream, &Driver::stream_destroy};
 }
 
-Event make_event(const std::shared_ptr<const Device> &device) {
+Event make_event(const std::shared_ptr<const Device> &device, unsigned flags) {
     CUevent event = nullptr;
-    device->api().event_create(&event, CU_EVENT_DISABLE_TIMING);
+    device->api().event_create(&event, flags);
     return {device, event, &Driver::event_destroy};
 }
 

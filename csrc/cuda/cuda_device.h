@@ -30,7 +30,9 @@ class Device {
     int capability() const { return capability_; }         // 90 for 9.0
     int driver_version() const { return driver_version_; } // 13000 for CUDA 13.0
     int shared_bytes() const { return shared_bytes_; }     // that one block may ask for
+    const std::string &name() const { return name_; }      // "NVIDIA H200"
     std::string description() const;                       // "NVIDIA H200 (compute capability 9.0)"
+    int attribute(int which) const;                        // CU_DEVICE_ATTRIBUTE_...
 
     // Runs `body` with this device's context current on the calling thread.  Throws UF_ERR_DEVICE_LOST once the GPU was
     // lost, in `body` or before, and UF_ERR_UNSUPPORTED in a child process after a fork.
@@ -134,7 +136,8 @@ using Module = Owned<CUmodule>;
 DeviceMemory allocate_device(const std::shared_ptr<const Device> &device, size_t bytes);
 PinnedMemory allocate_pinned(const std::shared_ptr<const Device> &device, size_t bytes);
 Stream make_stream(const std::shared_ptr<const Device> &device);
-Event make_event(const std::shared_ptr<const Device> &device);
+// `flags`: CU_EVENT_DISABLE_TIMING, or CU_EVENT_DEFAULT for one that also holds the time.
+Event make_event(const std::shared_ptr<const Device> &device, unsigned flags = CU_EVENT_DISABLE_TIMING);
 // `image` is machine code, or PTX with a zero byte at its end.
 Module load_module(const std::shared_ptr<const Device> &device, const std::string &image);
 

@@ -20,6 +20,8 @@ using CUgraph = struct CUgraph_st *;
 using CUgraphNode = struct CUgraphNode_st *;
 using CUgraphExec = struct CUgraphExec_st *;
 
+constexpr int CU_DEVICE_ATTRIBUTE_CLOCK_RATE = 13; // kHz, the highest
+constexpr int CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT = 16;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76;
 constexpr int CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97;
@@ -28,6 +30,7 @@ constexpr int CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2;
 constexpr int CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9;
 constexpr unsigned CU_MEMORYTYPE_DEVICE = 2;
 constexpr unsigned CU_STREAM_DEFAULT = 0;
+constexpr unsigned CU_EVENT_DEFAULT = 0;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 constexpr unsigned CU_MEMHOSTALLOC_DEFAULT = 0;
 constexpr int CU_JIT_ERROR_LOG_BUFFER = 5;
@@ -100,6 +103,7 @@ template <class... Arguments> class Function {
     FUNCTION(copy_to_device, cuMemcpyHtoDAsync_v2, CUdeviceptr, const void *, size_t, CUstream)                        \
     FUNCTION(copy_to_host, cuMemcpyDtoHAsync_v2, void *, CUdeviceptr, size_t, CUstream)                                \
     FUNCTION(copy, cuMemcpy, CUdeviceptr, CUdeviceptr, size_t) /* between any two places, done on return */            \
+    FUNCTION(copy_on_device, cuMemcpyDtoDAsync_v2, CUdeviceptr, CUdeviceptr, size_t, CUstream)                         \
     FUNCTION(fill_bytes, cuMemsetD8Async, CUdeviceptr, unsigned char, size_t, CUstream)                                \
     FUNCTION(pointer_get_attribute, cuPointerGetAttribute, void *, int, CUdeviceptr)                                   \
     FUNCTION(stream_create, cuStreamCreate, CUstream *, unsigned)                                                      \
@@ -110,7 +114,9 @@ template <class... Arguments> class Function {
     FUNCTION(event_create, cuEventCreate, CUevent *, unsigned)                                                         \
     FUNCTION(event_destroy, cuEventDestroy_v2, CUevent)                                                                \
     FUNCTION(event_record, cuEventRecord, CUevent, CUstream)                                                           \
+    FUNCTION(event_query, cuEventQuery, CUevent)                                                                       \
     FUNCTION(event_synchronize, cuEventSynchronize, CUevent)                                                           \
+    FUNCTION(event_elapsed_time, cuEventElapsedTime, float *, CUevent, CUevent) /* milliseconds */                     \
     FUNCTION(graph_create, cuGraphCreate, CUgraph *, unsigned)                                                         \
     FUNCTION(graph_destroy, cuGraphDestroy, CUgraph)                                                                   \
     FUNCTION(graph_add_kernel, cuGraphAddKernelNode, CUgraphNode *, CUgraph, const CUgraphNode *, size_t,              \

@@ -3,7 +3,10 @@
 #include <algorithm>
 
 #include "cuda/cuda_context.h"
+#include "cuda/profiler.h"
 #include "cuda/program.h"
+#include "cuda/tuner.h"
+#include "cuda/tuning.h"
 #include "error.h"
 #include "message.h"
 
@@ -13,19 +16,27 @@ namespace {
 
 class CudaExecutor : public Executor {
   public:
-    explicit CudaExecutor(std::shared_ptr<const cuda::Program> program) : program_(std::move(program)) {}
+    CudaExecutor(std::shared_ptr<const cuda::Program> program, cuda::Tuning tuning)
+        : program_(std::move(program)), tuning_(std::move(tuning)) {}
 
     std::unique_ptr<Context> make_context(const PassShape &shape) const override {
         return cuda::make_cuda_context(program_, shape);
     }
     void check_device_memory(const std::byte *data, const char *argument) const override;
     void copy(std::byte *target, const std::byte *source, size_t bytes) const override;
+    Profile profile(const PassShape &shape) const override { return cuda::profile(*program_, shape); }
+    std::unique_ptr<Executor> tuned(const PassShape &shape, const std::string &path,
+                                    std::string &not_kept) const override;
+    int overlapping_passes() const override { return 2; }
+    std::string tuning() const override { return tuning_.about; }
+    std::string tuning_file() const override { return tuning_.file; }
     std::string device() const override { return message("cuda:", program_->device()->ordinal()); }
     std::string precision() const override { return program_->selection().precision; }
     std::string isa() const override { return ""; }
 
   private:
     const std::shared_ptr<const cuda::Program> program_;
+    const cuda::Tuning tuning_;
 };
 
 void CudaExecutor::check_device_memory(const std::byte *data, const char *argument) const {
@@ -60,10 +71,32 @@ void CudaExecutor::copy(std::byte *target, const std::byte *source, size_t bytes
     });
 }
 
+std::unique_ptr<Executor> CudaExecutor::tuned(const PassShape &shape, const std::string &path,
+                                              std::string &not_kept) const {
+    const std::shared_ptr<const Plan> plan = program_->shared_plan();
+    const std::shared_ptr<const cuda::Device> device = program_->device();
+    cuda::Selection selection = cuda::select_kernels(*plan, *device, program_->selection().precision);
+    const cuda::TuningTable table = cuda::tune(plan, device, selection, shape);
+    cuda::Tuning tuning;
+    try {
+        tuning.file = cuda::keep_tuning(table, selection, *plan, *device, path);
+        tuning.about = message("measured on this GPU, kept in ", tuning.file);
+    } catch (const Error &error) {
+        not_kept = error.what();
+        tuning.about = message("measured on this GPU, not kept: ", not_kept);
+    }
+    cuda::order_by(table, selection);
+    return std::make_unique<CudaExecutor>(std::make_shared<const cuda::Program>(plan, device, std::move(selection)),
+                                          std::move(tuning));
+}
+
 std::unique_ptr<Executor> on_device(const std::shared_ptr<const Plan> &plan, int ordinal,
                                     const std::string &precision) {
     const auto device = std::make_shared<const cuda::Device>(ordinal);
-    return std::make_unique<CudaExecutor>(std::make_shared<const cuda::Program>(plan, device, precision));
+    cuda::Selection selection = cuda::select_kernels(*plan, *device, precision);
+    cuda::Tuning tuning = cuda::apply_tuning(selection, *plan, *device);
+    return std::make_unique<CudaExecutor>(std::make_shared<const cuda::Program>(plan, device, std::move(selection)),
+                                          std::move(tuning));
 }
 
 } // namespace

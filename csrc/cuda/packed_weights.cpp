@@ -1,7 +1,9 @@
 #include "cuda/packed_weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace uf::cuda {
 
@@ -44,6 +46,25 @@ uint16_t to_fp16(float value) {
     }
     bits += 0xFFFU + ((bits >> 13U) & 1U);
     return sign | static_cast<uint16_t>((bits - 0x38000000U) >> 13U);
+}
+
+float from_bf16(uint16_t bits) {
+    const uint32_t wide = uint32_t{bits} << 16U;
+    float value = 0;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+float from_fp16(uint16_t bits) {
+    const int exponent = bits >> 10U & 31U, fraction = bits & 1023U;
+    float magnitude = 0;
+    if (exponent == 31)
+        magnitude = fraction != 0 ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity();
+    else if (exponent == 0)
+        magnitude = std::ldexp(static_cast<float>(fraction), -24);
+    else
+        magnitude = std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+    return (bits & 0x8000U) != 0 ? -magnitude : magnitude;
 }
 
 size_t packed_bytes(const PackedWeight &weight) {

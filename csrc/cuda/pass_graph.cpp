@@ -55,11 +55,19 @@ LaunchSizes launch_sizes(const Plan &plan, const Op &op, const PassShape &shape)
     return sizes;
 }
 
-PassGraph::PassGraph(const Program &program, const PassShape &shape, const ContextMemory &memory,
-                     const ImageArguments &image, const ResultArguments &result)
-    : program_(program), api_(program.device()->api()), memory_(memory), image_(image), result_(result) {
+std::vector<PlannedLaunch> whole_pass(const Program &program) {
+    std::vector<PlannedLaunch> launches;
     for (const Step &step : program.selection().steps)
-        nodes_.push_back({&step, launch_sizes(program.plan(), *step.op, shape), nullptr});
+        launches.push_back({&step, nullptr});
+    return launches;
+}
+
+PassGraph::PassGraph(const Program &program, const PassShape &shape, const PassMemory &memory,
+                     const ImageArguments &image, const ResultArguments &result,
+                     const std::vector<PlannedLaunch> &launches)
+    : program_(program), api_(program.device()->api()), memory_(memory), image_(image), result_(result) {
+    for (const PlannedLaunch &planned : launches)
+        nodes_.push_back({planned, launch_sizes(program.plan(), *planned.step->op, shape), nullptr});
     CUgraph graph = nullptr;
     api_.graph_create(&graph, 0);
     graph_ = {program.device(), graph, &Driver::graph_destroy};
@@ -72,11 +80,22 @@ PassGraph::PassGraph(const Program &program, const PassShape &shape, const Conte
 // A programmatic edge lets a kernel start before its predecessor has ended, which it then waits for itself.  That is
 // safe only if every kernel of the chain does so, because what they read is often older than the predecessor.
 bool PassGraph::all_programmatic() const {
-    for (const Node &node : nodes_)
-        for (const std::vector<Candidate> &candidates : node.step->candidates)
+    for (const Node &node : nodes_) {
+        if (node.planned.candidate != nullptr) {
+            if (!node.planned.candidate->code->programmatic)
+                return false;
+            continue;
+        }
+        for (const std::vector<Candidate> &candidates : node.planned.step->candidates)
             if (!candidates.empty() && !Program::chosen(candidates).code->programmatic)
                 return false;
+    }
     return static_cast<bool>(api_.graph_add_edges_with_data);
+}
+
+const Candidate &PassGraph::candidate_of(const Node &node, const ImageArguments &image, const ResultArguments &result) {
+    return node.planned.candidate != nullptr ? *node.planned.candidate
+                                             : Program::chosen(node.planned.step->of(image.type, result.type));
 }
 
 void PassGraph::add_nodes() {
@@ -86,7 +105,7 @@ void PassGraph::add_nodes() {
         Node &node = nodes_[i];
         const CUgraphNode *const previous = i > 0 ? &nodes_[i - 1].handle : nullptr;
         fill(node, image_, result_, parameters);
-        about(Program::chosen(node.step->of(image_.type, result_.type)), *node.step->op, [&] {
+        about(candidate_of(node, image_, result_), *node.planned.step->op, [&] {
             api_.graph_add_kernel(&node.handle, graph_.get(), previous, previous != nullptr && !programmatic ? 1 : 0,
                                   &parameters.launch);
             const CUgraphEdgeData edge = {1, 0, 1, {}};
@@ -98,7 +117,7 @@ void PassGraph::add_nodes() {
 
 void PassGraph::fill(const Node &node, const ImageArguments &image, const ResultArguments &result,
                      Parameters &parameters) const {
-    const Candidate &candidate = Program::chosen(node.step->of(image.type, result.type));
+    const Candidate &candidate = candidate_of(node, image, result);
     const Kernel &kernel = *candidate.kernel;
     size_t count = 0;
     for (const KernelArgument &argument : kernel.arguments)
@@ -163,10 +182,10 @@ void PassGraph::set(const ImageArguments &image, const ResultArguments &result) 
 void PassGraph::update(Step::Role role, const ImageArguments &image, const ResultArguments &result) {
     Parameters parameters;
     for (const Node &node : nodes_) {
-        if (node.step->role != role)
+        if (node.planned.step->role != role)
             continue;
         fill(node, image, result, parameters);
-        about(Program::chosen(node.step->of(image.type, result.type)), *node.step->op,
+        about(candidate_of(node, image, result), *node.planned.step->op,
               [&] { api_.graph_exec_set_kernel(executable_.get(), node.handle, &parameters.launch); });
     }
 }

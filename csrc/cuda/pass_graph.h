@@ -1,9 +1,10 @@
-// The kernels of one pass over a fixed number of images, as an instantiated CUDA graph.
+// Kernels one after the other over a fixed number of images, as an instantiated CUDA graph: those of a pass, or some.
 #pragma once
 
 #include <array>
 #include <vector>
 
+#include "cuda/pass_memory.h"
 #include "cuda/program.h"
 #include "executor.h"
 
@@ -29,21 +30,23 @@ struct ResultArguments {
     }
 };
 
-// Where a context keeps what its kernels share.
-struct ContextMemory {
-    std::vector<CUdeviceptr> slots;
-    CUdeviceptr transforms = 0; // float32 (N, 2, 4): scale and shift of every image
-    CUdeviceptr zeroed = 0, scratch = 0;
-};
-
 // Sizes that the symbols of a step's kernels stand for.
 LaunchSizes launch_sizes(const Plan &plan, const Op &op, const PassShape &shape);
 
+// A step, with the candidate that runs; null: the first of those for the types of image and result.
+struct PlannedLaunch {
+    const Step *step = nullptr;
+    const Candidate *candidate = nullptr;
+};
+
+// All steps of a pass.
+std::vector<PlannedLaunch> whole_pass(const Program &program);
+
 class PassGraph {
   public:
-    // The device's context must be current, here and in all that follows.
-    PassGraph(const Program &program, const PassShape &shape, const ContextMemory &memory, const ImageArguments &image,
-              const ResultArguments &result);
+    // `program` and `memory` must outlive it.  The device's context must be current, here and in all that follows.
+    PassGraph(const Program &program, const PassShape &shape, const PassMemory &memory, const ImageArguments &image,
+              const ResultArguments &result, const std::vector<PlannedLaunch> &launches);
 
     // For the launches to come; those under way keep theirs.
     void set(const ImageArguments &image, const ResultArguments &result);
@@ -52,7 +55,7 @@ class PassGraph {
 
   private:
     struct Node {
-        const Step *step = nullptr;
+        PlannedLaunch planned;
         LaunchSizes sizes;
         CUgraphNode handle = nullptr;
     };
@@ -63,6 +66,7 @@ class PassGraph {
         std::array<void *, 72> pointers{};
     };
 
+    static const Candidate &candidate_of(const Node &node, const ImageArguments &image, const ResultArguments &result);
     void fill(const Node &node, const ImageArguments &image, const ResultArguments &result,
               Parameters &parameters) const;
     uint64_t value(const KernelArgument &argument, const Node &node, const ImageArguments &image,
@@ -73,7 +77,7 @@ class PassGraph {
 
     const Program &program_;
     const Driver &api_;
-    const ContextMemory &memory_;
+    const PassMemory &memory_;
     std::vector<Node> nodes_;
     ImageArguments image_;
     ResultArguments result_;

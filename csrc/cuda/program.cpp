@@ -15,13 +15,15 @@ constexpr int free_shared_bytes = 48 * 1024;
 
 } // namespace
 
-Program::Program(std::shared_ptr<const Plan> plan, std::shared_ptr<const Device> device, const std::string &precision)
-    : plan_(std::move(plan)), device_(std::move(device)), selection_(select_kernels(*plan_, *device_, precision)) {
+Program::Program(std::shared_ptr<const Plan> plan, std::shared_ptr<const Device> device, Selection selection,
+                 bool every_candidate)
+    : plan_(std::move(plan)), device_(std::move(device)), selection_(std::move(selection)) {
     device_->guarded([&] {
         for (const Step &step : selection_.steps)
             for (const std::vector<Candidate> &candidates : step.candidates)
-                if (!candidates.empty())
-                    load(chosen(candidates));
+                for (const Candidate &candidate : candidates)
+                    if (every_candidate || &candidate == &chosen(candidates))
+                        load(candidate);
         upload_weights();
     });
 }

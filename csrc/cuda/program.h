@@ -14,14 +14,18 @@ namespace uf::cuda {
 // Immutable after construction.
 class Program {
   public:
-    // Loads the modules and uploads the weights that the best candidate of every step needs.
-    Program(std::shared_ptr<const Plan> plan, std::shared_ptr<const Device> device, const std::string &precision);
+    // Loads the modules and uploads the weights that the first candidate of every step needs; those of all candidates
+    // where `every_candidate`.  Throws what the driver reports.
+    Program(std::shared_ptr<const Plan> plan, std::shared_ptr<const Device> device, Selection selection,
+            bool every_candidate = false);
 
+    const std::shared_ptr<const Plan> &shared_plan() const { return plan_; }
     const Plan &plan() const { return *plan_; }
     const std::shared_ptr<const Device> &device() const { return device_; }
     const Selection &selection() const { return selection_; }
     // The one of a step's candidates that runs.
     static const Candidate &chosen(const std::vector<Candidate> &candidates) { return candidates.front(); }
+    bool has_loaded(const Candidate &candidate) const { return functions_.count(candidate.code) != 0; }
     CUfunction function(const Candidate &candidate) const { return functions_.at(candidate.code); }
     CUdeviceptr weight(size_t index) const { return weights_.get() + weight_offsets_.at(index); }
 

@@ -77,6 +77,7 @@ template <class Body> CUresult call(const char *name, Needs needs, bool frees, c
     const std::lock_guard<std::recursive_mutex> lock(s.mutex);
     s.last_call = name;
     ++s.calls;
+    s.drain(s.legacy);
     CUresult failure = s.lost;
     if (failure == 0 && s.calls == s.fail_at) {
         failure = s.fail_with;
@@ -123,8 +124,16 @@ template <class Handle, class Object> Handle keep(std::map<const void *, std::un
     return reinterpret_cast<Handle>(const_cast<void *>(key));
 }
 
-// A stream that calls may use now.  The default stream (null) is not among them: the library has its own.
+bool is_legacy(CUstream stream) { return reinterpret_cast<uintptr_t>(stream) == 1; }
+
+// A stream that calls may use now.  The legacy default stream by its other name, 1, comes after all others and before
+// all that follows; null is not accepted, as the library has a stream of its own.
 Stream *stream_of(State &s, CUstream stream) {
+    if (is_legacy(stream)) {
+        s.drain_all();
+        s.legacy.device = current_device();
+        return &s.legacy;
+    }
     Stream *const found = find(s, s.streams, stream, "stream");
     if (found != nullptr && found->device != current_device())
         s.violate("stream of another context");
@@ -286,6 +295,12 @@ EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
             return 0;
         case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
             *value = properties.shared_bytes;
+            return 0;
+        case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT:
+            *value = 132;
+            return 0;
+        case CU_DEVICE_ATTRIBUTE_CLOCK_RATE:
+            *value = 1'980'000;
             return 0;
         default:
             s.violate("unknown attribute");
@@ -517,6 +532,23 @@ EXPORT CUresult cuMemcpy(CUdeviceptr target, CUdeviceptr source, size_t bytes) {
     });
 }
 
+EXPORT CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr target, CUdeviceptr source, size_t bytes, CUstream stream) {
+    return call("cuMemcpyDtoDAsync", Needs::context, false, [&](State &s) {
+        Stream *const queue = stream_of(s, stream);
+        const int device = current_device();
+        if (queue == nullptr || s.at(target, bytes, device) == nullptr || s.at(source, bytes, device) == nullptr)
+            return invalid_value;
+        queue->queue.push_back([&s, target, source, bytes, device] {
+            std::byte *const to = s.at(target, bytes, device);
+            const std::byte *const from = s.at(source, bytes, device);
+            if (to != nullptr && from != nullptr)
+                std::memcpy(to, from, bytes);
+            s.microseconds += static_cast<double>(bytes) / copied_bytes_per_microsecond;
+        });
+        return 0;
+    });
+}
+
 EXPORT CUresult cuMemsetD8Async(CUdeviceptr target, unsigned char value, size_t bytes, CUstream stream) {
     return call("cuMemsetD8Async", Needs::context, false, [&](State &s) {
         Stream *const queue = stream_of(s, stream);
@@ -576,6 +608,10 @@ EXPORT CUresult cuStreamSynchronize(CUstream stream) {
 
 EXPORT CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) {
     return call("cuStreamGetCtx", Needs::context, false, [&](State &s) {
+        if (is_legacy(stream)) {
+            *context = current.back();
+            return 0;
+        }
         const fake::Stream *const found = find(s, s.streams, stream, "stream");
         if (found == nullptr)
             return invalid_handle;
@@ -584,10 +620,11 @@ EXPORT CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) {
     });
 }
 
-EXPORT CUresult cuEventCreate(CUevent *event, unsigned) {
+EXPORT CUresult cuEventCreate(CUevent *event, unsigned flags) {
     return call("cuEventCreate", Needs::context, false, [&](State &s) {
         fake::Event made;
         made.device = current_device();
+        made.timed = flags == CU_EVENT_DEFAULT;
         *event = keep<CUevent>(s.events, std::move(made));
         return 0;
     });
@@ -600,9 +637,32 @@ EXPORT CUresult cuEventDestroy_v2(CUevent event) {
 EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
     return call("cuEventRecord", Needs::context, false, [&](State &s) {
         fake::Event *const found = find(s, s.events, event, "event");
-        if (found == nullptr || stream_of(s, stream) == nullptr)
+        fake::Stream *const queue = stream_of(s, stream);
+        if (found == nullptr || queue == nullptr)
             return invalid_handle;
         found->stream = stream;
+        found->reached = false;
+        queue->queue.push_back([&s, event] {
+            const auto live = s.events.find(event);
+            if (live == s.events.end())
+                return;
+            live->second->reached = true;
+            live->second->microseconds = s.microseconds;
+        });
+        return 0;
+    });
+}
+
+EXPORT CUresult cuEventElapsedTime(float *milliseconds, CUevent begin, CUevent end) {
+    constexpr CUresult not_ready = 600;
+    return call("cuEventElapsedTime", Needs::context, false, [&](State &s) {
+        const fake::Event *const first = find(s, s.events, begin, "event"), *const last =
+                                                                                find(s, s.events, end, "event");
+        if (first == nullptr || last == nullptr || !first->timed || !last->timed)
+            return invalid_handle;
+        if (!first->reached || !last->reached)
+            return not_ready;
+        *milliseconds = static_cast<float>((last->microseconds - first->microseconds) * 1e-3);
         return 0;
     });
 }
@@ -618,6 +678,17 @@ EXPORT CUresult cuEventSynchronize(CUevent event) {
         if (stream != s.streams.end())
             s.drain(*stream->second);
         return 0;
+    });
+}
+
+EXPORT CUresult cuEventQuery(CUevent event) {
+    constexpr CUresult not_ready = 600;
+    return call("cuEventQuery", Needs::context, false, [&](State &s) {
+        const fake::Event *const found = find(s, s.events, event, "event");
+        if (found == nullptr)
+            return invalid_handle;
+        const auto stream = s.streams.find(found->stream);
+        return stream == s.streams.end() || stream->second->queue.empty() ? 0 : not_ready;
     });
 }
 
@@ -757,6 +828,7 @@ EXPORT CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
                     return;
                 run_kernel(launch, *function);
                 ++s.kernels_run;
+                s.microseconds += function->description->value("microseconds", 10.0);
             });
         return 0;
     });

@@ -3,7 +3,8 @@
 // A kernel is described by JSON that tests/fake_kernels.py makes out of the engine file:
 //   entry, op (as in the file), step, precision, pixel or result, output (kind, channels), image_channels,
 //   grid, arguments (as in the file; buffers with their role, position and channels, weights with their short name),
-//   hidden, first_channel (of a step of concat), warps, shared, pdl.
+//   hidden, first_channel (of a step of concat), warps, shared, pdl;
+//   microseconds that it takes on the fake's clock; factor by which its results are wrong; idle, if it writes nothing.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -137,7 +138,7 @@ class Run {
     Run(const Launch &launch, const KernelFunction &function)
         : launch_(launch), function_(function), description_(*function.description), op_(description_["op"]),
           type_(type_named(description_["precision"])), n_(images()), activation_(op_.value("activation", "none")),
-          slope_(op_.value("slope", 0.0F)) {
+          slope_(op_.value("slope", 0.0F)), factor_(description_.value("factor", 1.0F)) {
         if (op_.contains("kernel"))
             kernel_ = op_["kernel"].get<std::array<int64_t, 2>>();
         if (op_.contains("padding"))
@@ -168,6 +169,8 @@ class Run {
 
     void run() {
         use_scratch();
+        if (description_.value("idle", false))
+            return;
         const std::string &kind = op_["op"];
         if (kind == "stem")
             convolve(image_source(), "weight");
@@ -443,7 +446,7 @@ class Run {
             for (int64_t y = 0; y < y0.h; ++y)
                 for (int64_t x = 0; x < y0.w; ++x)
                     for (int64_t c = 0; c < y0.c; ++c)
-                        y0.set(i, y, x, c, value(i, y, x, c));
+                        y0.set(i, y, x, c, factor_ * value(i, y, x, c));
         const Tensor half = pooled();
         if (half.data == nullptr)
             return;
@@ -621,7 +624,7 @@ class Run {
                                               static_cast<size_t>(w * pixel_bytes));
                 for (int64_t x = 0; x < w; ++x) {
                     for (int64_t c = 0; c < k; ++c)
-                        logits[static_cast<size_t>(c)] = logit(i, y, x, c);
+                        logits[static_cast<size_t>(c)] = factor_ * logit(i, y, x, c);
                     const float largest = *std::max_element(logits.begin(), logits.end());
                     if (mask) {
                         out[x] = static_cast<std::byte>(
@@ -650,7 +653,7 @@ class Run {
     const Type type_;
     const int64_t n_;
     const std::string activation_;
-    const float slope_;
+    const float slope_, factor_;
     std::array<int64_t, 2> kernel_{1, 1};
     std::array<int64_t, 4> padding_{};
     std::deque<std::vector<std::byte>> spare_;

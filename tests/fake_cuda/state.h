@@ -23,6 +23,7 @@ namespace fake {
 
 using namespace uf::cuda;
 
+constexpr double copied_bytes_per_microsecond = 2e6;
 constexpr CUdeviceptr first_device_address = 0x100000000000;
 
 struct DeviceProperties {
@@ -57,7 +58,10 @@ struct Stream {
 
 struct Event {
     int device = 0;
+    bool timed = false;
     CUstream stream = nullptr; // of the last record
+    bool reached = false;      // since then
+    double microseconds = 0;   // on the clock at that time
 };
 
 struct Graph {
@@ -93,6 +97,7 @@ class State {
     std::map<CUdeviceptr, Allocation> memory;
     std::map<const std::byte *, std::unique_ptr<std::vector<std::byte>>> pinned;
     std::map<const void *, std::unique_ptr<Stream>> streams;
+    Stream legacy; // the default stream, whose work is done before the next call
     std::map<const void *, std::unique_ptr<Event>> events;
     std::map<const void *, std::pair<int, std::vector<CUfunction>>> modules;
     std::map<const void *, std::unique_ptr<KernelFunction>> functions;
@@ -101,6 +106,7 @@ class State {
     CUdeviceptr next_address = first_device_address;
     size_t peak_bytes = 0;
     long kernels_run = 0, programmatic_edges = 0;
+    double microseconds = 0; // a clock that only kernels, by their description, and copies on the device move
 
     void violate(const std::string &text) { violations.push_back(last_call + ": " + text); }
     // The host's copy of device memory; null, and a violation, where the range is not within one allocation.

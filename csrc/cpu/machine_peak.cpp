@@ -1,0 +1,102 @@
+#include "cpu/machine_peak.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace uf {
+
+namespace {
+
+// Independent sums: enough to hide the latency of a multiply-add (4 to 5 cycles, two per cycle), few enough to stay in
+// 16 registers together with the two factors.
+constexpr int sums = 12;
+constexpr int64_t repeats = 50000; // a few milliseconds, so that some run meets no one else's time slice
+
+std::atomic<float> sink; // keeps results, and with them the work, alive
+
+#define UF_CHAINS(name, bytes)                                                                                         \
+    void name() {                                                                                                      \
+        typedef float Vector __attribute__((vector_size(bytes)));                                                      \
+        Vector sum[sums] = {}, factor = {}, term = {};                                                                 \
+        factor += 0.999F; /* the sums stay finite and normal */                                                        \
+        term += 0.001F;                                                                                                \
+        for (int64_t repeat = 0; repeat < repeats; ++repeat)                                                           \
+            for (int i = 0; i < sums; ++i)                                                                             \
+                sum[i] = sum[i] * factor + term;                                                                       \
+        for (int i = 1; i < sums; ++i)                                                                                 \
+            sum[0] += sum[i];                                                                                          \
+        sink = sum[0][0];                                                                                              \
+    }
+
+UF_CHAINS(chains_128, 16)
+#if defined(__x86_64__)
+__attribute__((target("avx2,fma"))) UF_CHAINS(chains_256, 32) __attribute__((target("avx512f")))
+UF_CHAINS(chains_512, 64)
+
+    __attribute__((target("avx512f,avx512bf16"))) void chains_bf16() {
+    __m512 sum[sums];
+    const __m512i bits = _mm512_set1_epi16(0x3F80); // 1.0 in bf16
+    __m512bh ones;
+    std::memcpy(&ones, &bits, sizeof ones);
+    for (int i = 0; i < sums; ++i)
+        sum[i] = _mm512_set1_ps(static_cast<float>(i));
+    for (int64_t repeat = 0; repeat < repeats; ++repeat)
+        for (int i = 0; i < sums; ++i)
+            sum[i] = _mm512_dpbf16_ps(sum[i], ones, ones);
+    for (int i = 1; i < sums; ++i)
+        sum[0] = _mm512_add_ps(sum[0], sum[i]);
+    sink = _mm512_cvtss_f32(sum[0]);
+}
+#endif
+
+// The highest rate of some runs of `tasks` tasks that do `work` together.
+template <class Task> double best_rate(ThreadPool &pool, int times, int64_t tasks, double work, const Task &task) {
+    double best = 0;
+    for (int run = 0; run < times; ++run) {
+        const auto begin = std::chrono::steady_clock::now();
+        pool.run(tasks, task);
+        const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+        best = std::max(best, work / taken.count());
+    }
+    return best;
+}
+
+} // namespace
+
+double peak_operations(const std::string &isa, bool bf16, ThreadPool &pool) {
+    struct Chains {
+        void (*run)();
+        int operations; // per step of a chain
+    } chains{chains_128, 8};
+#if defined(__x86_64__)
+    if (isa == "avx2")
+        chains = {chains_256, 16};
+    else if (isa == "avx512_bf16" && bf16)
+        chains = {chains_bf16, 64};
+    else if (isa == "avx512" || isa == "avx512_bf16")
+        chains = {chains_512, 32};
+#else
+    static_cast<void>(isa), static_cast<void>(bf16);
+#endif
+    const double operations = static_cast<double>(repeats) * sums * chains.operations * pool.threads();
+    return best_rate(pool, 20, pool.threads(), operations, [&](int64_t, int) { chains.run(); });
+}
+
+double peak_copy_rate(ThreadPool &pool) {
+    constexpr size_t bytes = size_t{128} << 20, piece = size_t{1} << 20;
+    std::vector<char> source(bytes, 1), target(bytes);
+    return best_rate(pool, 10, bytes / piece, 2.0 * static_cast<double>(bytes), [&](int64_t task, int) {
+        const auto at = static_cast<size_t>(task) * piece;
+        std::memcpy(target.data() + at, source.data() + at, piece);
+    });
+}
+
+} // namespace uf
