@@ -102,16 +102,24 @@ class Container {
 
     bool has(const std::string &name) const { return entries_.count(name) != 0; }
 
-    // A float32 tensor with finite values, copied out.
-    Tensor tensor(const std::string &name) const {
+    // A float32 tensor with finite values, or an int8 tensor, copied out.
+    Tensor tensor(const std::string &name, bool int8 = false) const {
         const auto found = entries_.find(name);
         if (found == entries_.end())
             bad("tensor ", in_quotes(name), " is missing");
         const Entry &entry = found->second;
-        if (entry.dtype != "F32")
-            bad("tensor ", in_quotes(name), " is ", entry.dtype, ", expected F32");
+        const char *expected = int8 ? "I8" : "F32";
+        if (entry.dtype != expected)
+            bad("tensor ", in_quotes(name), " is ", entry.dtype, ", expected ", expected);
         Tensor result;
         result.shape = entry.shape;
+        if (int8) {
+            const auto *from = reinterpret_cast<const int8_t *>(data_);
+            result.integers.assign(from + entry.begin, from + entry.end);
+            if (result.empty())
+                bad("tensor ", in_quotes(name), " is empty");
+            return result;
+        }
         result.values.resize(static_cast<size_t>((entry.end - entry.begin) / sizeof(float)));
         if (result.empty())
             bad("tensor ", in_quotes(name), " is empty");
@@ -227,7 +235,8 @@ class DocumentReader {
         read_version();
         plan_.name = root_["name"].text(longest_name);
         plan_.precision =
-            root_["precision"].choice<const char *>({{"float32", "float32"}, {"bf16", "bf16"}, {"fp16", "fp16"}});
+            root_["precision"].choice<const char *>(
+                {{"float32", "float32"}, {"bf16", "bf16"}, {"fp16", "fp16"}, {"int8", "int8"}});
         read_input(root_["input"]);
         read_output(root_["output"]);
         const Value size = root_["size"];
@@ -308,8 +317,17 @@ class DocumentReader {
         op.inputs = buffers(value["inputs"], row.least_inputs, row.most_inputs);
         op.outputs = buffers(value["outputs"], row.least_outputs, row.most_outputs);
         read_attributes(value, row, op);
-        for (const char *tensor : row.tensors)
-            op.tensors.emplace_back(tensor, container_.tensor(op.name + "." + tensor));
+        op.int8 = value.has("arithmetic") && value["arithmetic"].choice<bool>({{"int8", true}});
+        if (value.has("output_scale"))
+            op.output_scale = value["output_scale"].number(1e-30, 1e30);
+        for (const int output : op.outputs)
+            plan_.buffers[static_cast<size_t>(output)].scale = op.output_scale;
+        for (const char *tensor : row.tensors) {
+            const bool int8 = op.int8 && std::string_view(tensor).substr(0, 6) == "weight";
+            op.tensors.emplace_back(tensor, container_.tensor(op.name + "." + tensor, int8));
+        }
+        if (op.int8)
+            op.tensors.emplace_back("scale", container_.tensor(op.name + ".scale"));
         plan_.ops.push_back(std::move(op));
     }
 

@@ -48,6 +48,8 @@ const std::vector<OpRow> &op_table() {
         {OpKind::add, "add", 2, 2, 1, 1, OpRow::activation, {}},
         {OpKind::activation, "activation", 1, 1, 1, 1, OpRow::activation, {}},
         {OpKind::affine, "affine", 1, 1, 1, 1, OpRow::activation, {"scale", "shift"}},
+        {OpKind::quantise, "quantise", 1, 1, 1, 1, 0, {}},
+        {OpKind::dequantise, "dequantise", 1, 1, 1, 1, 0, {}},
     };
     return table;
 }
@@ -64,6 +66,7 @@ namespace {
 // Bounds that keep every size below 2^63 for sides up to 2^20, and every local one in an int.
 constexpr int64_t largest_factor = 1 << 16, largest_shift = int64_t{1} << 32;
 constexpr int largest_padding = 1 << 12;
+constexpr float largest_integer_bias = 1 << 30;
 
 class Checker {
   public:
@@ -80,6 +83,7 @@ class Checker {
             check_tensors();
             check_shapes();
             check_halos();
+            check_types();
         }
         check_lives();
     }
@@ -333,6 +337,8 @@ class Checker {
         case OpKind::normalise:
         case OpKind::activation:
         case OpKind::affine:
+        case OpKind::quantise:
+        case OpKind::dequantise:
             expect_output(x.height, x.width);
             expect_channels(x.channels);
             break;
@@ -398,6 +404,69 @@ class Checker {
         for (size_t i = 0; i < op_->inputs.size(); ++i)
             if (input(i).halo < needed)
                 bad("pads ", in_quotes(input(i).name), " by ", needed, ", which has a halo of ", input(i).halo);
+    }
+
+    // Which buffers are uint8, and that int32 holds what int8 ops add up.
+    void check_types() const {
+        const bool reads_bytes = op_->int8 || op_->kind == OpKind::dequantise;
+        const bool converts = op_->kind == OpKind::quantise;
+        for (size_t i = 0; i < op_->inputs.size(); ++i)
+            if ((input(i).scale > 0.0F) != reads_bytes)
+                bad("reads ", in_quotes(input(i).name), ", which is ", reads_bytes ? "not " : "", "of uint8");
+        if (op_->output_scale > 0.0F) {
+            if (!converts && op_->kind != OpKind::stem && !(op_->int8 && op_->kind != OpKind::head))
+                bad("cannot write uint8");
+            if (!converts && op_->activation != Activation::relu)
+                bad("writes uint8, which takes the activation relu");
+        } else if (converts || (op_->int8 && op_->kind != OpKind::head)) {
+            bad("lacks output_scale");
+        }
+        if ((reads_bytes || op_->output_scale > 0.0F) && plan_.precision != "int8")
+            bad("reads or writes uint8 in a file of precision ", plan_.precision);
+        if (op_->int8)
+            check_int8();
+    }
+
+    void check_int8() const {
+        const bool doubles = op_->kernel == std::array<int, 2>{2, 2} && op_->stride == op_->kernel &&
+                             op_->padding == std::array<int, 4>{0, 0, 0, 0};
+        const bool possible = op_->kind == OpKind::conv || op_->kind == OpKind::up_conv || op_->kind == OpKind::head ||
+                              (op_->kind == OpKind::concat_conv && op_->upsample == UpsampleMode::none) ||
+                              (op_->kind == OpKind::conv_transpose && doubles);
+        if (!possible || op_->activation == Activation::leaky_relu)
+            bad("has no int8 form");
+        const Tensor &bias = op_->tensor("bias"), &scale = op_->tensor("scale");
+        const auto outputs = static_cast<size_t>(bias.shape.back());
+        if (scale.shape != std::vector<int64_t>{static_cast<int64_t>(outputs)})
+            bad("tensor scale has shape ", list(scale.shape), ", expected [", outputs, ']');
+        std::vector<double> most(outputs, 0.0);
+        for (const auto &[name, tensor] : op_->tensors) {
+            // Outputs are the first axis but for the four phases of weight_up, of which each pixel takes one.
+            const size_t phases = name == "weight_up" ? 4 : 1;
+            const size_t each = tensor.integers.size() / (phases * outputs);
+            std::vector<double> sums(phases * outputs, 0.0);
+            for (size_t i = 0; i < tensor.integers.size(); ++i)
+                sums[i / each] += 255.0 * std::abs(static_cast<double>(tensor.integers[i]));
+            for (size_t output = 0; output < outputs; ++output) {
+                double largest = 0.0;
+                for (size_t phase = 0; phase < phases; ++phase)
+                    largest = std::max(largest, sums[phase * outputs + output]);
+                most[output] += largest;
+            }
+        }
+        for (size_t i = 0; i < bias.values.size(); ++i)
+            if (bias.values[i] != std::floor(bias.values[i]) || std::abs(bias.values[i]) > largest_integer_bias)
+                bad("tensor bias holds ", bias.values[i], ", expected whole numbers up to 2^30");
+        for (size_t output = 0; output < outputs; ++output) {
+            double largest = 0.0;
+            for (size_t i = output; i < bias.values.size(); i += outputs)
+                largest = std::max(largest, static_cast<double>(std::abs(bias.values[i])));
+            const double sum = most[output] + largest, factor = static_cast<double>(scale.values[output]);
+            const double step = op_->output_scale > 0.0F ? static_cast<double>(op_->output_scale) : 1.0;
+            constexpr double limit = 2147483647.0;
+            if (!(factor >= 0.0) || sum > limit || (op_->output_scale > 0.0F && sum * factor > limit * step))
+                bad("sums of output channel ", output, " do not fit int32");
+        }
     }
 
     static Extent plus(const Extent &e, int64_t n) { return {e.multiply, e.add + n * e.divide, e.divide}; }

@@ -30,7 +30,9 @@ enum class OpKind {
     concat,
     add,
     activation,
-    affine
+    affine,
+    quantise,
+    dequantise
 };
 enum class Activation { none, relu, leaky_relu, sigmoid, tanh, softmax };
 enum class UpsampleMode { none, nearest, bilinear, bilinear_corners };
@@ -48,15 +50,17 @@ struct Buffer {
     std::string name;
     int channels = 0;
     Extent height, width;
-    int halo = 0;  // zero pixels that readers want around it
-    int slot = -1; // -1: the image
+    int halo = 0;       // zero pixels that readers want around it
+    int slot = -1;      // -1: the image
+    float scale = 0.0F; // above 0: uint8, of which one step is so much; 0: floating point
 };
 
-// A float32 tensor of the file, copied out (so aligned); empty when the op has none of that name.
+// A tensor of the file, copied out (so aligned); empty when the op has none of that name.
 struct Tensor {
     std::vector<int64_t> shape;
-    std::vector<float> values;
-    bool empty() const { return values.empty(); }
+    std::vector<float> values;    // of a float32 tensor
+    std::vector<int8_t> integers; // of an int8 tensor
+    bool empty() const { return values.empty() && integers.empty(); }
 };
 
 struct Op {
@@ -72,6 +76,8 @@ struct Op {
     float slope = 0.0F;
     UpsampleMode upsample = UpsampleMode::none;
     PoolMode pool = PoolMode::max;
+    bool int8 = false;         // reads uint8 and has int8 weights
+    float output_scale = 0.0F; // above 0: writes uint8 of that scale
     std::vector<std::pair<std::string, Tensor>> tensors;
 
     // The tensor of that name; an empty one if there is none.
@@ -85,7 +91,7 @@ struct Normalisation {
 };
 
 struct Plan {
-    std::string name, precision; // precision: "float32", "bf16" or "fp16"
+    std::string name, precision; // precision: "float32", "bf16", "fp16" or "int8"
     int channels = 1;            // of the image
     Normalisation normalisation;
     OutputKind output_kind = OutputKind::sigmoid;

@@ -69,7 +69,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _freeze(options: argparse.Namespace) -> int:
+    from .engine_file import read_document
     from .freeze import freeze
+    from .inspect import quantisation_lines
 
     output = options.output or options.checkpoint.with_suffix(".unet")
     freeze(
@@ -77,9 +79,12 @@ def _freeze(options: argparse.Namespace) -> int:
         output,
         targets=tuple(options.targets.split(",")),
         precision=options.precision,
+        calibration=options.calibration,
         name=options.name or output.stem,
     )
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    for line in quantisation_lines(read_document(output)):
+        print(line)
     return 0
 
 
@@ -145,7 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path, help="a checkpoint of `python -m train` (.safetensors)")
     command.add_argument("-o", "--output", type=Path, help="engine file (default: CHECKPOINT with the ending .unet)")
     command.add_argument("--targets", default="cpu", help="devices to prepare for, with commas (default: %(default)s)")
-    command.add_argument("--precision", default="fp16", help="float32, bf16 or fp16 (default: %(default)s)")
+    command.add_argument("--precision", default="fp16", help="float32, bf16, fp16 or int8 (default: %(default)s)")
+    command.add_argument("--calibration", type=Path, metavar="DIR", help="for int8: a folder of images as in use")
     command.add_argument("--name", help="name in the file (default: that of the file)")
     command.set_defaults(run=_freeze)
 

@@ -19,6 +19,7 @@ from .errors import UnsupportedError
 from .fuse import fuse
 from .graph import Array, Graph, from_spec
 from .plan import ELEMENT_BYTES, plan
+from .quantise import Quantised, agreement, calibration_images, quantise
 from .spec import UNetSpec
 from .tiling import exact_halo
 
@@ -29,7 +30,7 @@ GOLDEN_PAIRS, GOLDEN_SIDE = 2, 64
 
 #: What can be frozen: a path to a checkpoint, a (spec, weights) pair, a graph, or a PyTorch module with a `spec`.
 Model: TypeAlias = Any
-Precision: TypeAlias = Literal["float32", "bf16", "fp16"]
+Precision: TypeAlias = Literal["float32", "bf16", "fp16", "int8"]
 
 
 def freeze(
@@ -39,6 +40,7 @@ def freeze(
     spec: UNetSpec | None = None,
     targets: Sequence[str] = ("cpu",),
     precision: Precision = "fp16",
+    calibration: Any = None,
     name: str | None = None,
     threshold: float = 0.5,
     class_names: Sequence[str] = (),
@@ -54,7 +56,11 @@ def freeze(
                  - a PyTorch module with `state_dict()` and, unless `spec` is given, a `spec`.
     spec         the architecture, where the model does not carry it.
     targets      "cpu" (always included: every engine runs without a GPU) and GPU architectures such as "sm_90".
-    precision    "float32", "bf16" or "fp16": what the engine aims at where the device can.
+    precision    "float32", "bf16" or "fp16": what the engine aims at where the device can.  "int8": uint8 activations
+                 and int8 weights, for the CPU alone; as many ops as the gate of `quantise.py` lets through, the others
+                 in bf16 or float32.  `unet-fast inspect` says which, and why.
+    calibration  for "int8": a folder of images, an array (N, H, W[, C]), or a sequence of arrays, uint8, uint16 or
+                 float32 in [0, 1].  Some dozens of images such as the network will see.
     name         for people; the file's name without its ending by default.
     threshold    a sigmoid's mask is set where probability > threshold; between 0 and 1.
     class_names  one per class, or (); the spec's by default.
@@ -72,8 +78,18 @@ def freeze(
     graph = load_graph(model, spec)
     _check_finite(graph)
     fused = fuse(graph)
-    weights = _weights(fused)
-    document = describe(graph, fused)
+    quantised: Quantised | None = None
+    if precision == "int8":
+        if any(target != "cpu" for target in targets):
+            raise UnsupportedError(f'precision "int8" runs on the CPU alone, got targets {tuple(targets)}')
+        images = calibration_images(calibration, graph.channels)
+        output = _output(graph, threshold, class_names, palette)
+        quantised = quantise(fused, images, _Comparison(graph, fused, output, images))
+    elif calibration is not None:
+        raise ValueError(f'calibration is for precision "int8", got precision {precision!r}')
+    final = quantised.graph if quantised else fused
+    weights = _weights(final)
+    document = describe(graph, final)
     document |= {
         "name": path.stem if name is None else name,
         "precision": precision,
@@ -84,7 +100,9 @@ def freeze(
         {"image": f"golden.{index}.image", "probability": f"golden.{index}.probability"}
         for index in range(GOLDEN_PAIRS)
     ]
-    document["accuracy"] = _accuracy(fused, weights, golden, precision)
+    document["accuracy"] = _accuracy(fused, final, golden, precision)
+    if quantised:
+        document["quantisation"] = quantised.to_dict()
     shapes = {name: array.shape for name, array in weights.items()}
     document["kernels"], kernels = _compile(document, shapes, targets, precision)
     return engine_file.write(path, document, weights | golden | kernels)
@@ -142,10 +160,13 @@ def _check_finite(graph: Graph) -> None:
 
 
 def _weights(fused: Graph) -> dict[str, Array]:
-    """Every tensor of the fused graph under its name in the file, as float32."""
+    """Every tensor of the fused graph under its name in the file, as float32 or int8."""
     tensors: dict[str, Array] = {}
     for node in fused.nodes:
         for name, array in node.tensors.items():
+            if array.dtype == np.int8:
+                tensors[f"{node.name}.{name}"] = array
+                continue
             with np.errstate(over="ignore"):
                 tensors[f"{node.name}.{name}"] = array.astype(np.float32)
             if not np.isfinite(tensors[f"{node.name}.{name}"]).all():
@@ -251,27 +272,54 @@ def relative_error(values: Array, truth: Array) -> float:
     return float(difference / max(np.linalg.norm(truth.astype(np.float64)), np.finfo(np.float64).tiny))
 
 
-def _accuracy(
-    fused: Graph, weights: Mapping[str, Array], golden: Mapping[str, Array], precision: Precision
-) -> dict[str, float]:
-    """Largest relative error of the fused ops on the golden pairs, with tensors in float32 and in `precision`.
+class _Comparison:
+    """How well a quantised graph agrees with the float32 network, both run by the CPU runtime on whole images."""
+
+    def __init__(self, graph: Graph, fused: Graph, output: dict[str, Any], images: Sequence[Array]) -> None:
+        self._graph, self._output, self._images = graph, output, images
+        self._truths = self._results(fused, "float32")
+
+    def __call__(self, quantised: Graph) -> float:
+        return agreement(self._results(quantised, "int8"), self._truths, self._graph.output)
+
+    def _results(self, fused: Graph, precision: Precision) -> list[Array]:
+        from .engine import Engine  # which needs the native module; freezing in other precisions does not
+
+        document = describe(self._graph, fused) | {
+            "name": "calibration",
+            "precision": precision,
+            "output": self._output,
+            "golden": [],
+            "accuracy": {},
+            "kernels": [],
+        }
+        engine = Engine(engine_file.serialise(document, _weights(fused)), device="cpu")
+        has_mask = self._graph.output == "softmax" or (self._graph.output == "sigmoid" and engine.classes == 1)
+        return [engine.segment(image) if has_mask else engine.probability(image) for image in self._images]
+
+
+def _accuracy(fused: Graph, final: Graph, golden: Mapping[str, Array], precision: Precision) -> dict[str, float]:
+    """Largest relative error on the golden pairs: of the fused ops in float32, and of the final ones in `precision`.
 
     `ValueError` where values overflow in that precision.
     """
-    rounded = fused.with_nodes(
-        replace(node, tensors={name: weights[f"{node.name}.{name}"] for name in node.tensors}) for node in fused.nodes
-    )
     accuracy: dict[str, float] = {}
     for storage in dict.fromkeys(("float32", precision)):
+        graph = fused if storage == "float32" else final
+        weights = _weights(graph)
+        rounded = graph.with_nodes(
+            replace(node, tensors={name: weights[f"{node.name}.{name}"] for name in node.tensors})
+            for node in graph.nodes
+        )
         errors = []
         for index in range(GOLDEN_PAIRS):
             pixels = reference.to_unit(golden[f"golden.{index}.image"][None])
-            logits = reference.logits(rounded, pixels, storage=storage)
+            logits = reference.logits(rounded, pixels, storage="float32" if storage == "int8" else storage)
             if not np.isfinite(logits).all():
                 raise ValueError(
                     f'precision "{storage}" is too narrow: values of this network overflow; use "bf16" or "float32"'
                 )
-            errors.append(relative_error(reference.result(fused, logits)[0], golden[f"golden.{index}.probability"]))
+            errors.append(relative_error(reference.result(graph, logits)[0], golden[f"golden.{index}.probability"]))
         accuracy[storage] = float(f"{max(errors):.1e}")
     return accuracy
 

@@ -500,6 +500,10 @@ def _output_rule(node: Node, x: Shape) -> list[Shape]:
     return []
 
 
+def _same_shape_rule(node: Node, x: Shape) -> list[Shape]:
+    return [x]
+
+
 def _one_input(rule: Callable[[Node, Shape], list[Shape]]) -> Callable[..., list[Shape]]:
     def checked(node: Node, *shapes: Shape) -> list[Shape]:
         _inputs(node, shapes, 1)
@@ -526,6 +530,8 @@ RULES: dict[str, Callable[..., list[Shape]]] = {
     "add": _add_rule,
     "activation": _one_input(_activation_rule),
     "affine": _one_input(_affine_rule),
+    "quantise": _one_input(_same_shape_rule),
+    "dequantise": _one_input(_same_shape_rule),
 }
 
 # -- from a spec -----------------------------------------------------------------------------------------------------

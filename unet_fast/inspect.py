@@ -54,7 +54,21 @@ def _heading(document: dict[str, Any]) -> list[str]:
         f"{size['remainder']}; margin {document['margin']} px; exact tiling: {halo}",
         f"precision     {document['precision']}; relative error when frozen: {accuracy or 'not measured'}",
         f"targets       {', '.join(['cpu', *targets])}",
+        *quantisation_lines(document),
     ]
+
+
+def quantisation_lines(document: dict[str, Any]) -> list[str]:
+    """What freezing in int8 measured, and which ops it kept in floating point; nothing for other files."""
+    found = document.get("quantisation")
+    if found is None:
+        return []
+    lines = [
+        f"int8          agrees with float32 to {found['agreement']:.4f} on {found['images']} calibration images "
+        f"(gate {found['gate']:g})"
+    ]
+    lines += [f"  kept        {kept['op']} in floating point: {kept['why']}" for kept in found["kept"]]
+    return lines
 
 
 def _table(graph: Graph, side: int, element_bytes: int) -> list[str]:
@@ -64,7 +78,7 @@ def _table(graph: Graph, side: int, element_bytes: int) -> list[str]:
         spent = cost(graph, node, side, side, element_bytes)
         numbers = (spent.flops, spent.bytes, spent.weights)
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
-        mark = "fused" if node.kind in _FUSED else "plain"
+        mark = node.attributes.get("arithmetic", "fused" if node.kind in _FUSED else "plain")
         rows.append((str(index), node.kind, mark, node.name, _written(graph, node, side), *_numbers(numbers)))
     rows.append(("", "total", "", "", "", *_numbers(totals)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

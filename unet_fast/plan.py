@@ -6,13 +6,14 @@ slot, and a slot is as large as its largest tensor at the size that runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .graph import IMAGE, Graph, Node, Shape
 
 #: Every slot begins at a multiple of this many bytes.
 ALIGNMENT_BYTES = 256
-ELEMENT_BYTES = {"float32": 4, "bf16": 2, "fp16": 2}
+#: Of a tensor in floating point; an int8 file keeps those in bf16 where it can.
+ELEMENT_BYTES = {"float32": 4, "bf16": 2, "fp16": 2, "int8": 2}
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Buffer:
 
     first, last: the ops (by index) that write it and read it last; it keeps its slot from one to the other, both
     included.
+    in_bytes: it holds uint8, whatever the others hold.
     """
 
     name: str
@@ -29,11 +31,12 @@ class Buffer:
     slot: int
     first: int
     last: int
+    in_bytes: bool = False
 
     def bytes(self, height: int, width: int, element_bytes: int) -> int:
         """Size for one image of `height` x `width`, zero halo included."""
         rows, columns = self.shape.height.at(height) + 2 * self.halo, self.shape.width.at(width) + 2 * self.halo
-        return rows * columns * self.shape.channels * element_bytes
+        return rows * columns * self.shape.channels * (1 if self.in_bytes else element_bytes)
 
 
 @dataclass(frozen=True)
@@ -75,21 +78,19 @@ def plan(graph: Graph) -> Plan:
         for name in node.outputs:
             reads = [at for at, reader in enumerate(graph.nodes) if name in reader.inputs]
             halo = max((_halo(reader) for reader in graph.readers(name)), default=0)
-            buffers.append(Buffer(name, graph.shapes[name], halo, -1, index, max([index, *reads])))
+            in_bytes = "output_scale" in node.attributes
+            buffers.append(Buffer(name, graph.shapes[name], halo, -1, index, max([index, *reads]), in_bytes))
     side = graph.size_rule.at_least(graph.tile)
     slots: list[list[Buffer]] = []
     placed: dict[str, int] = {}
-    for buffer in sorted(buffers[1:], key=lambda buffer: -buffer.bytes(side, side, 1)):
+    for buffer in sorted(buffers[1:], key=lambda buffer: -buffer.bytes(side, side, 2)):
         free = (slot for slot, tenants in enumerate(slots) if not any(_overlap(buffer, other) for other in tenants))
         slot = next(free, len(slots))
         if slot == len(slots):
             slots.append([])
         slots[slot].append(buffer)
         placed[buffer.name] = slot
-    numbered = (
-        Buffer(buffer.name, buffer.shape, buffer.halo, placed.get(buffer.name, -1), buffer.first, buffer.last)
-        for buffer in buffers
-    )
+    numbered = (replace(buffer, slot=placed.get(buffer.name, -1)) for buffer in buffers)
     return Plan(graph, tuple(numbered), len(slots))
 
 
@@ -124,6 +125,8 @@ def cost(graph: Graph, node: Node, height: int, width: int, element_bytes: int =
     outputs = [graph.shapes[name] for name in node.outputs] or [graph.result]
     weights = sum(array.size for array in node.tensors.values())
     moved = sum(values(shape) for shape in (*inputs, *outputs)) + weights
+    if node.attributes.get("arithmetic") == "int8":
+        element_bytes = 1
     pixels = values(outputs[0]) // outputs[0].channels
     tensors = node.tensors
     if node.kind in ("stem", "conv"):

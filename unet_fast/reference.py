@@ -3,7 +3,8 @@
     probability(graph, pixels)      pixels (N, H, W, C) in [0, 1] -> (N, h, w, K)
 
 It runs a graph before fusing as well as after, in float64 unless told otherwise.  `storage="fp16"` (or "bf16")
-rounds weights and every tensor as a device that stores them so would, to foretell its accuracy.
+rounds weights and every tensor as a device that stores them so would, to foretell its accuracy.  Of a quantised graph,
+uint8 tensors are whole numbers in the same dtype.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def tensors(graph: Graph, pixels: Array, dtype: type = np.float64, storage: str 
         raise GraphError(f"image: height and width must be n with {rule}, got {pixels.shape[1]} x {pixels.shape[2]}")
     stored = _STORAGES[storage]
     values: dict[str, Array] = {IMAGE: np.asarray(pixels, dtype=dtype)}
+    in_bytes = {name: node for node in graph.nodes if "output_scale" in node.attributes for name in node.outputs}
     with np.errstate(over="ignore", invalid="ignore"):  # an overflow shows in the result as inf or NaN
         for node in graph.nodes:
             inputs = [values[name] for name in node.inputs]
@@ -57,11 +59,14 @@ def tensors(graph: Graph, pixels: Array, dtype: type = np.float64, storage: str 
                 weights[name] = (stored(array) if "weight" in name else array).astype(dtype)
             if node.kind in ("stem", "normalise"):
                 inputs = [stored(normalised(inputs[0], graph.normalisation))]
-            outputs = _OPS[node.kind](node, weights, *inputs)
+            if node.kind == "dequantise":
+                outputs = [inputs[0] * in_bytes[node.inputs[0]].attributes["output_scale"]]
+            else:
+                outputs = _OPS[node.kind](node, weights, *inputs)
             if not node.outputs:
                 values["logits"] = outputs[0]
             for name, output in zip(node.outputs, outputs, strict=False):
-                values[name] = stored(output)
+                values[name] = output if name in in_bytes else stored(output)
     return values
 
 
@@ -113,8 +118,21 @@ def activate(x: Array, activation: str, slope: float = 0.0) -> Array:
     return _softmax(x) if activation == "softmax" else x
 
 
-def _act(node: Node, x: Array) -> Array:
+def _act(node: Node, x: Array, scale: Array | None = None) -> Array:
+    """What the node stores of its sums `x`; of an int8 node, one step in channel c of a sum is worth scale[c]."""
+    if scale is not None:
+        x = x.astype(np.float32) * _factor(node, scale)
+    elif "output_scale" in node.attributes:
+        x = x.astype(np.float32) * _factor(node, np.ones(1))
+    if "output_scale" in node.attributes:
+        return np.clip(np.rint(x), 0, 255).astype(np.float64)
     return activate(x, node.attributes["activation"], node.attributes.get("slope", 0.0))
+
+
+def _factor(node: Node, scale: Array) -> Array:
+    """Float32 as in the runtime: what makes a float or a byte of a sum."""
+    factor: Array = scale.astype(np.float32) / np.float32(node.attributes.get("output_scale", 1.0))
+    return factor
 
 
 def padded(x: Array, padding: list[int]) -> Array:
@@ -166,12 +184,14 @@ def upsampled(x: Array, mode: str, scale: int) -> Array:
 
 
 def _conv(node: Node, weights: dict[str, Array], x: Array) -> list[Array]:
-    y = _act(node, correlate(x, weights["weight"], node.attributes["padding"]) + weights["bias"])
+    sums = correlate(x, weights["weight"], node.attributes["padding"]) + weights["bias"]
+    y = _act(node, sums, weights.get("scale"))
     return [y, pooled(y, "max", [2, 2])] if len(node.outputs) == 2 else [y]
 
 
 def _head(node: Node, weights: dict[str, Array], x: Array) -> list[Array]:
-    y = _act(node, correlate(x, weights["weight"], node.attributes["padding"]) + weights["bias"])
+    sums = correlate(x, weights["weight"], node.attributes["padding"]) + weights["bias"]
+    y = _act(node, sums, weights.get("scale"))
     return [y @ weights["head_weight"].T + weights["head_bias"]]
 
 
@@ -182,7 +202,7 @@ def _concat_conv(node: Node, weights: dict[str, Array], a: Array, b: Array) -> l
     b = b[:, top : top + a.shape[1], left : left + a.shape[2]]
     weight = np.concatenate([weights["weight_a"], weights["weight_b"]], axis=3)
     y = correlate(np.concatenate([a, b], axis=3), weight, node.attributes["padding"])
-    return [_act(node, y + weights["bias"])]
+    return [_act(node, y + weights["bias"], weights.get("scale"))]
 
 
 def _up_conv(node: Node, weights: dict[str, Array], low: Array, skip: Array) -> list[Array]:
@@ -203,7 +223,8 @@ def _up_conv(node: Node, weights: dict[str, Array], low: Array, skip: Array) -> 
                 for b in (0, 1):
                     window = around[:, first_rows + 1 + a][:, :, first_columns + 1 + b]
                     y[:, rows[:, None], columns] += window @ weights["weight_up"][phase_y, phase_x, :, a, b].T
-    return [_act(node, y + weights["bias"][_border(height, padding)[:, None], _border(width, padding)])]
+    bias = weights["bias"][_border(height, padding)[:, None], _border(width, padding)]
+    return [_act(node, y + bias, weights.get("scale"))]
 
 
 def _border(size: int, padding: int) -> Array:
@@ -225,7 +246,7 @@ def _conv_transpose(node: Node, weights: dict[str, Array], x: Array) -> list[Arr
             taken = (slice(dy, full[0] - rows + dy + 1, stride_y), slice(dx, full[1] - columns + dx + 1, stride_x))
             y[:, taken[0], taken[1]] += x @ weight[:, dy, dx].T
     cropped = padded(y, [-side for side in node.attributes["padding"]])
-    return [_act(node, cropped + weights["bias"])]
+    return [_act(node, cropped + weights["bias"], weights.get("scale"))]
 
 
 def _batch_norm(node: Node, weights: dict[str, Array], x: Array) -> list[Array]:
@@ -251,4 +272,5 @@ _OPS: dict[str, Callable[..., list[Array]]] = {
     "add": lambda node, weights, a, b: [_act(node, a + b)],
     "activation": lambda node, weights, x: [_act(node, x)],
     "affine": lambda node, weights, x: [_act(node, x * weights["scale"] + weights["shift"])],
+    "quantise": lambda node, weights, x: [_act(node, x)],
 }

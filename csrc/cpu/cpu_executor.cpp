@@ -8,6 +8,7 @@
 #include "cpu_features.h"
 #include "cpu_profile.h"
 #include "error.h"
+#include "int8_pass.h"
 #include "machine_peak.h"
 #include "plain_ops.h"
 
@@ -44,6 +45,7 @@ struct Program {
     bool has_stem = false;
     std::vector<int> halos; // per buffer: zero pixels that its readers need
     std::vector<PreparedOp> ops;
+    std::unique_ptr<const Int8Program> int8; // null where the plan has no uint8
 };
 
 bool choose_bf16(const std::string &precision, const std::string &plan_precision, const KernelTable &kernels) {
@@ -91,6 +93,12 @@ class CpuContext final : public Context {
         const Pass pass{images, transforms, count, logit_threshold, outputs};
         for (const PreparedOp &prepared : program_->ops) {
             const OpTimer timer(op_seconds, static_cast<size_t>(&prepared - program_->ops.data()));
+            if (Int8Program::runs(*prepared.op)) {
+                int8_->run(static_cast<size_t>(&prepared - program_->ops.data()),
+                           {images, transforms, count, logit_threshold, outputs}, buffers_.data(), *program_->pool,
+                           scratch_, scratch_size_);
+                continue;
+            }
             switch (prepared.op->kind) {
             case OpKind::stem:
                 normalise(pass, image_);
@@ -141,6 +149,8 @@ class CpuContext final : public Context {
             layout.lay_out();
             buffers_.push_back(layout);
         }
+        if (program.int8)
+            int8_.emplace(*program.int8, shape_, program.halos);
         image_ = buffers_[0];
         image_.padded_channels = image_.channels;
         image_.bf16 = false;
@@ -153,7 +163,8 @@ class CpuContext final : public Context {
         std::vector<size_t> slot_sizes(static_cast<size_t>(program.plan->slots), 0);
         for (size_t i = 1; i < buffers_.size(); ++i) {
             size_t &size = slot_sizes[static_cast<size_t>(program.plan->buffers[i].slot)];
-            size = std::max(size, bytes_of(buffers_[i]));
+            size = std::max(size,
+                            program.plan->buffers[i].scale > 0.0F ? int8_->buffer_bytes(i) : bytes_of(buffers_[i]));
         }
         std::vector<size_t> slot_offsets;
         size_t total = 0;
@@ -163,11 +174,13 @@ class CpuContext final : public Context {
         }
         const size_t image_offset = total;
         if (program.has_stem)
-            total += aligned(bytes_of(image_));
+            total += aligned(std::max(bytes_of(image_), int8_ ? int8_->image_bytes() : 0));
         const size_t scratch_offset = total;
         for (const PreparedOp &prepared : program.ops) {
             scratch_size_ = std::max(scratch_size_, aligned(scratch_bytes(prepared)));
         }
+        if (int8_)
+            scratch_size_ = std::max(scratch_size_, aligned(int8_->scratch_bytes()));
         total += scratch_size_ * static_cast<size_t>(program.pool->threads());
 
         arena_ = AlignedMemory(total);
@@ -180,7 +193,11 @@ class CpuContext final : public Context {
         for (size_t i = 1; i < buffers_.size(); ++i) {
             const size_t slot = static_cast<size_t>(program.plan->buffers[i].slot);
             buffers_[i].data = arena_.data() + slot_offsets[slot] + buffers_[i].offset();
+            if (int8_)
+                int8_->place_buffer(i, arena_.data() + slot_offsets[slot]);
         }
+        if (int8_)
+            int8_->place_image(arena_.data() + image_offset);
         image_.data = arena_.data() + image_offset + image_.offset();
         scratch_ = arena_.data() + scratch_offset;
     }
@@ -376,6 +393,7 @@ class CpuContext final : public Context {
     PassShape shape_;
     std::vector<Activations> buffers_; // as in the plan; [0] is only a shape
     Activations image_;                // normalised, float32, for stems
+    std::optional<Int8Buffers> int8_;
     AlignedMemory arena_;
     std::byte *scratch_ = nullptr;
     size_t scratch_size_ = 0; // per worker
@@ -397,8 +415,8 @@ class CpuExecutor final : public Executor {
         return profile;
     }
     std::string device() const override { return "cpu"; }
-    std::string precision() const override { return program_->bf16 ? "bf16" : "float32"; }
-    std::string isa() const override { return program_->kernels->isa; }
+    std::string precision() const override { return program_->int8 ? "int8" : program_->bf16 ? "bf16" : "float32"; }
+    std::string isa() const override { return program_->int8 ? program_->int8->kernels.isa : program_->kernels->isa; }
 
   private:
     std::shared_ptr<const Program> program_;
@@ -408,7 +426,7 @@ PreparedOp prepare(const Op &op, const Program &program) {
     PreparedOp prepared;
     prepared.op = &op;
     prepared.row_function = row_function(op.kind, program.bf16);
-    if (!convolves(op.kind))
+    if (!convolves(op.kind) || Int8Program::runs(op))
         return prepared;
     std::vector<int> channels;
     for (const int input : op.inputs)
@@ -429,7 +447,10 @@ std::unique_ptr<Executor> make_cpu_executor(std::shared_ptr<const Plan> plan, st
     program->plan = std::move(plan);
     program->pool = std::move(pool);
     program->kernels = &choose_kernels(isa);
-    program->bf16 = choose_bf16(precision, program->plan->precision, *program->kernels);
+    const bool int8 = program->plan->precision == "int8"; // the ops that are not run in the best of the rest
+    program->bf16 = choose_bf16(int8 ? "auto" : precision, program->plan->precision, *program->kernels);
+    if (int8)
+        program->int8 = std::make_unique<const Int8Program>(*program->plan, isa);
     program->halos.assign(program->plan->buffers.size(), 0);
     for (const Op &op : program->plan->ops) {
         for (size_t i = 0; i < op.inputs.size(); ++i) {

@@ -1,10 +1,12 @@
-// The slow, obvious executor: every op of docs/design.md as one plain loop nest, float32 tensors, float64 sums.
+// The slow, obvious executor: every op of docs/design.md as one plain loop nest, float32 tensors, float64 sums. Tensors
+// of uint8 are kept as whole numbers in float32; float64 adds those up exactly.
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "cpu_executor.h"
+#include "planes.h"
 
 namespace uf {
 namespace {
@@ -52,6 +54,16 @@ float activate(double value, const Op &op) {
         break;
     }
     return static_cast<float>(value);
+}
+
+// What an op stores as channel o, from the sum of its products and its bias.
+float stored(double sum, int64_t o, const Op &op) {
+    if (!op.int8)
+        return activate(sum, op);
+    const float scale = op.tensor("scale").values[static_cast<size_t>(o)];
+    if (op.output_scale > 0.0F)
+        return nearest_byte(static_cast<float>(sum) * (scale / op.output_scale));
+    return activate(static_cast<double>(static_cast<float>(sum) * scale), op);
 }
 
 // Channel c of softmax(field[n, y, x, :]).
@@ -161,6 +173,12 @@ class ReferenceContext final : public Context {
             case OpKind::affine:
                 affine(op);
                 break;
+            case OpKind::quantise:
+                quantise(op);
+                break;
+            case OpKind::dequantise:
+                dequantise(op);
+                break;
             }
         }
     }
@@ -186,18 +204,34 @@ class ReferenceContext final : public Context {
         Field &to = fields_[0];
         to.count = count;
         to.each([&](int64_t n, int64_t y, int64_t x, int64_t c) {
-            const double scale = transforms[n].scale[c], shift = transforms[n].shift[c];
-            to.at(n, y, x, c) = static_cast<float>(pixel(images[n], y, x, c) * scale + shift);
+            const float scaled = static_cast<float>(pixel(images[n], y, x, c)) * transforms[n].scale[c];
+            to.at(n, y, x, c) = scaled + transforms[n].shift[c];
         });
     }
 
     void conv(const Op &op, Field &to) {
         const Field &from = input(op);
         const float *weight = op.tensor("weight").values.data(), *bias = op.tensor("bias").values.data();
+        if (op.kind == OpKind::stem && op.output_scale > 0.0F)
+            return stem_to_bytes(op, from, to);
         to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
             const double sum =
                 window(weight, o, op.kernel[0], op.kernel[1], from, n, y - op.padding[0], x - op.padding[1]);
-            to.at(n, y, x, o) = activate(sum + bias[o], op);
+            to.at(n, y, x, o) = stored(sum + bias[o], o, op);
+        });
+    }
+
+    // In float32 and in this order in every executor, as behind it a last bit can decide between two bytes.
+    static void stem_to_bytes(const Op &op, const Field &from, Field &to) {
+        const float *weight = op.tensor("weight").values.data(), *bias = op.tensor("bias").values.data();
+        to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
+            float sum = bias[o];
+            for (int64_t i = 0; i < from.channels; ++i)
+                for (int64_t ky = 0; ky < op.kernel[0]; ++ky)
+                    for (int64_t kx = 0; kx < op.kernel[1]; ++kx)
+                        sum += weight[((o * op.kernel[0] + ky) * op.kernel[1] + kx) * from.channels + i] *
+                               static_cast<float>(from.read(n, y - op.padding[0] + ky, x - op.padding[1] + kx, i));
+            to.at(n, y, x, o) = nearest_byte(sum * (1.0F / op.output_scale));
         });
     }
 
@@ -218,7 +252,7 @@ class ReferenceContext final : public Context {
                 window(phase, o, 2, 2, low, n, (middle_y >> 1) - 1 + phase_y, (middle_x >> 1) - 1 + phase_x) +
                 window(weight_skip, o, 3, 3, skip, n, y - padding + op.crop[0], x - padding + op.crop[1]);
             const int64_t border_class = 3 * border(y, to.height) + border(x, to.width);
-            to.at(n, y, x, o) = activate(sum + bias[border_class * to.channels + o], op);
+            to.at(n, y, x, o) = stored(sum + bias[border_class * to.channels + o], o, op);
         });
     }
 
@@ -242,7 +276,7 @@ class ReferenceContext final : public Context {
             const double sum =
                 window(weight_a, o, op.kernel[0], op.kernel[1], up, n, top, left) +
                 window(weight_b, o, op.kernel[0], op.kernel[1], b, n, top + op.crop[0], left + op.crop[1]);
-            to.at(n, y, x, o) = activate(sum + bias[o], op);
+            to.at(n, y, x, o) = stored(sum + bias[o], o, op);
         });
     }
 
@@ -262,7 +296,15 @@ class ReferenceContext final : public Context {
         logits.values.resize(static_cast<size_t>(logits.count * logits.height * logits.width * logits.channels));
         const float *weight = op.tensor("head_weight").values.data(), *bias = op.tensor("head_bias").values.data();
         logits.each([&](int64_t n, int64_t y, int64_t x, int64_t k) {
-            logits.at(n, y, x, k) = static_cast<float>(window(weight, k, 1, 1, features, n, y, x) + bias[k]);
+            if (!op.int8) {
+                logits.at(n, y, x, k) = static_cast<float>(window(weight, k, 1, 1, features, n, y, x) + bias[k]);
+                return;
+            }
+            // Behind int8, every executor adds in this order in float32, and so gives the same bits.
+            float sum = bias[k];
+            for (int64_t i = 0; i < features.channels; ++i)
+                sum += weight[k * features.channels + i] * features.at(n, y, x, i);
+            logits.at(n, y, x, k) = sum;
         });
         write_result(logits, logit_threshold, outputs);
     }
@@ -312,7 +354,7 @@ class ReferenceContext final : public Context {
                                    weight[((o * op.kernel[0] + ky) * op.kernel[1] + kx) * from.channels + i]) *
                                from.read(n, up_y / op.stride[0], up_x / op.stride[1], i);
                 }
-            to.at(n, y, x, o) = activate(sum + bias[o], op);
+            to.at(n, y, x, o) = stored(sum + bias[o], o, op);
         });
     }
 
@@ -376,6 +418,21 @@ class ReferenceContext final : public Context {
         });
     }
 
+    void quantise(const Op &op) {
+        Field &to = output(op);
+        to.each([&](int64_t n, int64_t y, int64_t x, int64_t c) {
+            to.at(n, y, x, c) = nearest_byte(static_cast<float>(input(op).read(n, y, x, c)) * (1.0F / op.output_scale));
+        });
+    }
+
+    void dequantise(const Op &op) {
+        const float scale = plan_->buffers[static_cast<size_t>(op.inputs[0])].scale;
+        Field &to = output(op);
+        to.each([&](int64_t n, int64_t y, int64_t x, int64_t c) {
+            to.at(n, y, x, c) = static_cast<float>(input(op).read(n, y, x, c)) * scale;
+        });
+    }
+
     std::shared_ptr<const Plan> plan_;
     PassShape shape_;
     std::vector<Field> fields_; // per buffer of the plan; [0] is the normalised image
@@ -388,7 +445,7 @@ class ReferenceExecutor final : public Executor {
         return std::make_unique<ReferenceContext>(plan_, shape);
     }
     std::string device() const override { return "cpu-reference"; }
-    std::string precision() const override { return "float32"; }
+    std::string precision() const override { return plan_->precision == "int8" ? "int8" : "float32"; }
     std::string isa() const override { return "portable"; }
 
   private:
@@ -398,7 +455,12 @@ class ReferenceExecutor final : public Executor {
 } // namespace
 
 std::unique_ptr<Executor> make_reference_executor(std::shared_ptr<const Plan> plan) {
-    return std::make_unique<ReferenceExecutor>(std::move(plan));
+    auto copy = std::make_shared<Plan>(*plan);
+    for (Op &op : copy->ops)
+        for (auto &[name, tensor] : op.tensors)
+            if (!tensor.integers.empty())
+                tensor.values.assign(tensor.integers.begin(), tensor.integers.end());
+    return std::make_unique<ReferenceExecutor>(std::move(copy));
 }
 
 } // namespace uf

@@ -1,0 +1,302 @@
+// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_vnni and the flags for it, and without
+// contraction of products and sums.
+//
+// The microkernel is a block of P pixel vectors x 4 output channels that lives in registers while all planes and taps
+// stream past: per plane and tap, P loads of pixels, 4 broadcasts of weights, 4 * P multiply-adds.
+
+#include "int8_kernels.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define UF_JOIN_(a, b) a##b
+#define UF_JOIN(a, b) UF_JOIN_(a, b)
+#define UF_STRING_(a) #a
+#define UF_STRING(a) UF_STRING_(a)
+
+namespace uf {
+namespace {
+
+#if defined(__AVX512VNNI__)
+constexpr int lane_count = 16, most_vectors = 6;
+#elif defined(__AVX512BW__)
+constexpr int lane_count = 16, most_vectors = 4;
+#elif defined(__AVX2__)
+constexpr int lane_count = 8, most_vectors = 2;
+#else
+constexpr int lane_count = 4, most_vectors = 2;
+#endif
+
+typedef int32_t Ints __attribute__((vector_size(lane_count * 4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(lane_count * 4), may_alias));
+typedef float Floats __attribute__((vector_size(lane_count * 4), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(lane_count * 4), may_alias));
+// The same at any address of a pixel.
+typedef Ints LooseInts __attribute__((aligned(4)));
+typedef Words LooseWords __attribute__((aligned(4)));
+typedef Floats LooseFloats __attribute__((aligned(4)));
+
+inline Ints splat(int32_t value) { return Ints{} + value; }
+inline Floats splat(float value) { return Floats{} + value; }
+
+// The even and the odd elements of two vectors one after the other, and the way back.
+#if defined(__AVX512F__)
+#define UF_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define UF_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define UF_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define UF_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif defined(__AVX2__)
+#define UF_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define UF_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define UF_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define UF_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define UF_EVEN 0, 2, 4, 6
+#define UF_ODD 1, 3, 5, 7
+#define UF_LOW 0, 4, 1, 5
+#define UF_HIGH 2, 6, 3, 7
+#endif
+
+// uint8 pixels times int8 weights.
+struct ByteProducts {
+    static constexpr bool interleaves = true, may_overflow = false;
+    typedef Ints Sum;
+    typedef int32_t Bias;
+#if defined(__AVX512VNNI__)
+    static constexpr int weight_words = 1;
+    typedef Ints Pixels;
+    typedef Ints Weights;
+    static Pixels load(const char *from) { return *reinterpret_cast<const LooseInts *>(from); }
+    static Weights broadcast(const int32_t *words) { return splat(*words); }
+    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
+        sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)pixels, (__m512i)weights);
+    }
+#elif defined(__AVX2__)
+    // In 16 bits, because the instruction that multiplies bytes saturates the sum of two products.
+    static constexpr int weight_words = 2;
+    struct Pixels {
+        Ints even, odd; // channels 0 and 2, 1 and 3
+    };
+    typedef Pixels Weights;
+    static Pixels load(const char *from) {
+        const Words words = *reinterpret_cast<const LooseWords *>(from);
+        return {(Ints)(words & 0x00FF00FFU), (Ints)(words >> 8 & 0x00FF00FFU)};
+    }
+    static Weights broadcast(const int32_t *words) { return {splat(words[0]), splat(words[1])}; }
+    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
+        sum += products(pixels.even, weights.even);
+        sum += products(pixels.odd, weights.odd);
+    }
+    static Ints products(Ints a, Ints b) {
+#if defined(__AVX512BW__)
+        return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#else
+        return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+    }
+#else
+    static constexpr int weight_words = 1;
+    typedef Words Pixels;
+    typedef int32_t Weights;
+    static Pixels load(const char *from) { return *reinterpret_cast<const LooseWords *>(from); }
+    static Weights broadcast(const int32_t *words) { return *words; }
+    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
+        for (int channel = 0; channel < 4; ++channel) {
+            const int32_t weight = static_cast<int8_t>(static_cast<uint32_t>(weights) >> 8 * channel);
+            sum += (Ints)(pixels >> 8 * channel & 0xFFU) * weight;
+        }
+    }
+#endif
+};
+
+// float32 pixels, of the image, times float32 weights.
+struct FloatProducts {
+    static constexpr bool interleaves = false, may_overflow = true; // a stem has one phase, an image any values
+    typedef Floats Sum;
+    typedef float Bias;
+    static constexpr int weight_words = 1;
+    typedef Floats Pixels;
+    typedef Floats Weights;
+    static Pixels load(const char *from) { return *reinterpret_cast<const LooseFloats *>(from); }
+    static Weights broadcast(const int32_t *words) { return splat(*reinterpret_cast<const float *>(words)); }
+    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) { sum += pixels * weights; }
+};
+
+// Adds the products of one part to every `step`-th vector of sums from `first` on.
+template <class Products, int first, int step, int P>
+__attribute__((always_inline)) inline void accumulate(typename Products::Sum (&sum)[plane_outputs][P],
+                                                      const PlaneTaps &part) {
+    constexpr int count = P / step, tap_words = plane_outputs * Products::weight_words;
+    int64_t pixels[count];
+#pragma GCC unroll 8
+    for (int v = 0; v < count; ++v)
+        pixels[v] = part.pixels[v];
+    const char *plane = part.input;
+    const int32_t *weights = reinterpret_cast<const int32_t *>(part.weights);
+    for (int i = 0; i < part.planes; ++i, plane += part.plane_stride) {
+        for (int t = 0; t < part.tap_count; ++t, weights += tap_words) {
+            const char *from = plane + part.taps[t];
+            typename Products::Pixels loaded[count];
+#pragma GCC unroll 8
+            for (int v = 0; v < count; ++v)
+                loaded[v] = Products::load(from + pixels[v]);
+#pragma GCC unroll 4
+            for (int o = 0; o < plane_outputs; ++o) {
+                const typename Products::Weights weight = Products::broadcast(weights + o * Products::weight_words);
+#pragma GCC unroll 8
+                for (int v = 0; v < count; ++v)
+                    Products::multiply_add(sum[o][first + step * v], loaded[v], weight);
+            }
+        }
+    }
+}
+
+inline Floats to_floats(Ints sum) { return __builtin_convertvector(sum, Floats); }
+inline Floats to_floats(Floats sum) { return sum; }
+
+// Four vectors of numbers, of which none is below -2^31, as the bytes of one plane.
+inline Ints to_bytes(const Floats (&value)[plane_outputs]) {
+#if defined(__AVX512BW__)
+    // g++ 12 warns about the form without a mask.
+    const auto rounded = [](Floats from) { return _mm512_maskz_cvtps_epi32(0xFFFF, (__m512)from); };
+    const __m512i low = _mm512_packs_epi32(rounded(value[0]), rounded(value[1]));
+    const __m512i high = _mm512_packs_epi32(rounded(value[2]), rounded(value[3]));
+    const __m512i order = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
+    return (Ints)_mm512_shuffle_epi8(_mm512_packus_epi16(low, high), order);
+#elif defined(__AVX2__)
+    const auto rounded = [](Floats from) { return _mm256_cvtps_epi32((__m256)from); };
+    const __m256i low = _mm256_packs_epi32(rounded(value[0]), rounded(value[1]));
+    const __m256i high = _mm256_packs_epi32(rounded(value[2]), rounded(value[3]));
+    const __m256i order = _mm256_setr_epi32(0x0C080400, 0x0D090501, 0x0E0A0602, 0x0F0B0703, 0x0C080400, 0x0D090501,
+                                            0x0E0A0602, 0x0F0B0703);
+    return (Ints)_mm256_shuffle_epi8(_mm256_packus_epi16(low, high), order);
+#else
+    Ints bytes = {};
+    for (int o = 0; o < plane_outputs; ++o) {
+        Floats cut = value[o] > 0.0F ? value[o] : splat(0.0F);
+        // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the lowest bits.
+        cut = (cut < 255.0F ? cut : splat(255.0F)) + 12582912.0F;
+        bytes |= ((Ints)cut & 0xFF) << 8 * o;
+    }
+    return bytes;
+#endif
+}
+
+template <class Products, int P, bool interleaved> void convolve_block(const PlaneBlock &block) {
+    typename Products::Sum sum[plane_outputs][P];
+    const auto *bias = static_cast<const typename Products::Bias *>(block.bias);
+#pragma GCC unroll 4
+    for (int o = 0; o < plane_outputs; ++o) {
+#pragma GCC unroll 8
+        for (int v = 0; v < P; ++v)
+            sum[o][v] = splat(bias[o]);
+    }
+
+    const PlaneTaps *part = block.parts, *const end = part + block.part_count;
+    if constexpr (interleaved) {
+        accumulate<Products, 0, 2>(sum, part[0]);
+        accumulate<Products, 1, 2>(sum, part[1]);
+        part += 2;
+#pragma GCC unroll 4
+        for (int o = 0; o < plane_outputs; ++o) {
+#pragma GCC unroll 4
+            for (int v = 0; v < P; v += 2) {
+                const typename Products::Sum even = sum[o][v], odd = sum[o][v + 1];
+                sum[o][v] = __builtin_shufflevector(even, odd, UF_LOW);
+                sum[o][v + 1] = __builtin_shufflevector(even, odd, UF_HIGH);
+            }
+        }
+    }
+    for (; part != end; ++part)
+        accumulate<Products, 0, 1>(sum, *part);
+
+    if constexpr (interleaved) {
+        if ((block.first | block.last) != 0) {
+            for (int v = 0; v < P; ++v) {
+                for (int o = 0; o < plane_outputs; ++o) {
+                    Ints bias_here = {};
+                    bias_here[0] = (block.first >> v & 1) != 0 ? block.first_bias[o] : 0;
+                    bias_here[block.last_lane] += (block.last >> v & 1) != 0 ? block.last_bias[o] : 0;
+                    sum[o][v] += bias_here;
+                }
+            }
+        }
+    }
+
+#pragma GCC unroll 8
+    for (int v = 0; v < P; ++v) {
+        Floats value[plane_outputs];
+#pragma GCC unroll 4
+        for (int o = 0; o < plane_outputs; ++o)
+            value[o] = to_floats(sum[o][v]) * block.multiplier[o];
+        char *output = block.output + block.output_pixels[v];
+        if (block.to_bytes) {
+            if constexpr (Products::may_overflow) {
+#pragma GCC unroll 4
+                for (int o = 0; o < plane_outputs; ++o)
+                    value[o] = value[o] < 255.0F ? value[o] : splat(255.0F); // NaN and infinity become 255
+            }
+            *reinterpret_cast<LooseInts *>(output) = to_bytes(value);
+        } else {
+#pragma GCC unroll 4
+            for (int o = 0; o < plane_outputs; ++o) {
+                if (block.relu)
+                    value[o] = value[o] > 0.0F ? value[o] : splat(0.0F);
+                *reinterpret_cast<LooseFloats *>(output + o * block.output_plane_stride) = value[o];
+            }
+        }
+    }
+}
+
+template <class Products, int P> void convolve_vectors(const PlaneBlock &block) {
+    if constexpr (P > 0) {
+        if (block.vectors != P)
+            return convolve_vectors<Products, P - 1>(block);
+        if constexpr (Products::interleaves && P % 2 == 0) {
+            if (block.interleaved)
+                return convolve_block<Products, P, true>(block);
+        }
+        convolve_block<Products, P, false>(block);
+    }
+}
+
+void convolve_bytes(const PlaneBlock &block) { convolve_vectors<ByteProducts, most_vectors>(block); }
+void convolve_floats(const PlaneBlock &block) { convolve_vectors<FloatProducts, most_vectors>(block); }
+
+void pool_plane(const PlanePool &pool) {
+    constexpr int bytes = lane_count * 4;
+    const auto larger = [](Bytes a, Bytes b) { return a > b ? a : b; };
+    const auto column = [&](int64_t at) {
+        const Bytes upper = (Bytes) * reinterpret_cast<const LooseInts *>(pool.upper + at);
+        return (Ints)larger(upper, (Bytes) * reinterpret_cast<const LooseInts *>(pool.lower + at));
+    };
+    for (int64_t pixel = 0; pixel < pool.pixels; pixel += lane_count) {
+        const Ints left = column(8 * pixel), right = column(8 * pixel + bytes);
+        const Ints even = __builtin_shufflevector(left, right, UF_EVEN);
+        const Ints odd = __builtin_shufflevector(left, right, UF_ODD);
+        *reinterpret_cast<LooseInts *>(pool.output + 4 * pixel) = (Ints)larger((Bytes)even, (Bytes)odd);
+    }
+}
+
+void head_planes(const PlaneHead &head) {
+    for (int64_t pixel = 0; pixel < head.pixels; pixel += lane_count) {
+        for (int output = 0; output < head.outputs; ++output) {
+            Floats sum = splat(head.bias[output]);
+            const float *weight = head.weight + static_cast<int64_t>(output) * head.inputs;
+            const float *from = head.features + pixel;
+            for (int input = 0; input < head.inputs; ++input, from += head.feature_stride)
+                sum += *reinterpret_cast<const LooseFloats *>(from) * weight[input];
+            *reinterpret_cast<LooseFloats *>(head.logits + output * head.feature_stride + pixel) = sum;
+        }
+    }
+}
+
+const Int8Kernels table = {UF_STRING(UF_ISA), lane_count,      most_vectors, ByteProducts::weight_words,
+                           convolve_bytes,    convolve_floats, pool_plane,   head_planes};
+
+} // namespace
+
+const Int8Kernels *UF_JOIN(int8_kernels_, UF_ISA)() { return &table; }
+
+} // namespace uf
