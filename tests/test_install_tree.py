@@ -90,8 +90,8 @@ def test_entry_point_for_scikit_build() -> None:
 
 
 def test_cmake_refuses_another_major_version(installed: Path, tmp_path: Path) -> None:
-    lines = ("cmake_minimum_required(VERSION 3.22)", "project(newer LANGUAGES C)", "find_package(unet_fast 1.0 REQUIRED)")
-    (tmp_path / "CMakeLists.txt").write_text("\n".join(lines))
+    project = "cmake_minimum_required(VERSION 3.22)\nproject(newer LANGUAGES C)\nfind_package(unet_fast 1.0 REQUIRED)\n"
+    (tmp_path / "CMakeLists.txt").write_text(project)
     command = [tool("cmake"), "-S", tmp_path, "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}"]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode != 0

@@ -63,7 +63,7 @@ void free(void *memory) {
 
 /* The next definition of a function, after ours. */
 #define NEXT(type, name)                                                                                               \
-    static type next;                                                                                                  \
+    static __typeof__(type) next;                                                                                      \
     if (next == NULL)                                                                                                  \
     *(void **)&next = dlsym(RTLD_NEXT, name)
 
