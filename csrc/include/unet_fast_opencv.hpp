@@ -5,8 +5,8 @@
 //     unet_fast::segment(engine, frame, mask); // CV_8UC1 of the frame's size
 //
 // Pixels are read where they lie and results written where they belong, at the matrix's own step, so that a matrix may
-// be a rectangle of a larger one (cv::Mat::operator()).  OpenCV's order of colours, BGR, is told by strides.  Only a
-// change between grey and colour makes new pixels.
+// be a rectangle of a larger one (cv::Mat::operator()).  OpenCV's order of colours, BGR, and grey pixels for a colour
+// network are told by strides.  Only colours that must become grey make new pixels.
 //
 // All functions throw std::invalid_argument for a matrix that is not accepted, and unet_fast::Error as in
 // unet_fast.hpp. Link with -lunet_fast and OpenCV's core and imgproc.
@@ -25,21 +25,21 @@ enum class ColourOrder { bgr, rgb };
 
 // A matrix as an image for a network of `channels` channels.  Nothing is copied: the matrix's pixels must outlive the
 // view.  Accepted are CV_8U, CV_16U and CV_32F (0 is black, 1 white), with as many channels as the network has; for a
-// network of 3 channels, which takes red, green and blue, also 4 channels, whose alpha is skipped.  Set `max_value` on
-// the result for a camera of 10 to 14 bits.
+// network of 3 channels, which takes red, green and blue, also 1 channel, and 4, whose alpha is left out.  Set
+// `max_value` on the result for a camera of 10 to 14 bits.
 inline uf_image view(const cv::Mat &image, int channels, ColourOrder order = ColourOrder::bgr) {
     if (image.dims != 2 || image.empty())
         throw std::invalid_argument("unet_fast::view: the matrix is empty or has more than two dimensions");
-    const int depth = image.depth();
+    const int depth = image.depth(), given = image.channels();
     if (depth != CV_8U && depth != CV_16U && depth != CV_32F)
         throw std::invalid_argument("unet_fast::view: the matrix is of type " + cv::typeToString(image.type()) +
                                     ", accepted are CV_8U, CV_16U and CV_32F; cv::Mat::convertTo converts");
-    if (image.channels() != channels && !(image.channels() == 4 && channels == 3))
-        throw std::invalid_argument("unet_fast::view: the matrix has " + std::to_string(image.channels()) +
+    if (given != channels && !(channels == 3 && (given == 1 || given == 4)))
+        throw std::invalid_argument("unet_fast::view: the matrix has " + std::to_string(given) +
                                     " channels, the network takes " + std::to_string(channels) +
                                     "; cv::cvtColor converts");
     const auto element = static_cast<int64_t>(image.elemSize1());
-    const bool backwards = channels == 3 && order == ColourOrder::bgr;
+    const bool backwards = channels == 3 && given != 1 && order == ColourOrder::bgr;
     uf_image result = {};
     result.struct_size = sizeof result;
     result.data = image.data + (backwards ? 2 * element : 0);
@@ -49,43 +49,40 @@ inline uf_image view(const cv::Mat &image, int channels, ColourOrder order = Col
     result.channels = channels;
     result.row_stride_bytes = static_cast<int64_t>(image.step[0]);
     result.pixel_stride_bytes = static_cast<int64_t>(image.elemSize());
-    result.channel_stride_bytes = backwards ? -element : element;
+    result.channel_stride_bytes = backwards ? -element : given == 1 && channels == 3 ? UF_STRIDE_ZERO : element;
     return result;
 }
 
-// A matrix that a result of height x width is written to, see uf_output_size(): CV_8UC1 for a mask, CV_32F with
-// `channels` channels, the network's uf_info::output_channels, for a probability.
-inline uf_output output(cv::Mat &result, int height, int width, int channels = 1) {
-    if (result.dims != 2 || result.rows != height || result.cols != width ||
-        (result.type() != CV_8UC1 && result.type() != CV_32FC(channels)))
-        throw std::invalid_argument("unet_fast::output: the matrix is " + std::to_string(result.rows) + " x " +
-                                    std::to_string(result.cols) + " of " + cv::typeToString(result.type()) +
-                                    ", the result is " + std::to_string(height) + " x " + std::to_string(width) +
-                                    " of CV_8UC1 (mask) or " + cv::typeToString(CV_32FC(channels)) + " (probability)");
+// A matrix that a result is written to: CV_8UC1 for a mask, CV_32F with as many channels as the network's probability
+// has.  A result that is larger than the matrix is refused by the call that gets this.
+inline uf_output output(cv::Mat &result) {
+    if (result.dims != 2 || result.empty() || (result.type() != CV_8UC1 && result.depth() != CV_32F))
+        throw std::invalid_argument("unet_fast::output: the matrix is empty or of type " +
+                                    cv::typeToString(result.type()) +
+                                    ", accepted are CV_8UC1 (mask) and CV_32F (probability)");
     uf_output to = {};
     to.struct_size = sizeof to;
     to.data = result.data;
     to.dtype = result.depth() == CV_8U ? UF_UINT8 : UF_FLOAT32;
     to.row_stride_bytes = static_cast<int64_t>(result.step[0]);
+    to.size_bytes =
+        (static_cast<size_t>(result.rows) - 1) * result.step[0] + static_cast<size_t>(result.cols) * result.elemSize();
     return to;
 }
 
 namespace detail {
 
-// The image with as many channels as the network has: itself, or new pixels where grey must become colour or the
-// reverse.  What cannot be converted is left for view() to refuse.
+// The image itself, or new grey pixels where the network takes those and the image has colours.
 inline cv::Mat with_channels(const cv::Mat &image, int channels, ColourOrder order) {
-    const bool bgr = order == ColourOrder::bgr;
-    cv::Mat converted;
-    if (channels == 1 && image.channels() == 3)
-        cv::cvtColor(image, converted, bgr ? cv::COLOR_BGR2GRAY : cv::COLOR_RGB2GRAY);
-    else if (channels == 1 && image.channels() == 4)
-        cv::cvtColor(image, converted, bgr ? cv::COLOR_BGRA2GRAY : cv::COLOR_RGBA2GRAY);
-    else if (channels == 3 && image.channels() == 1)
-        cv::cvtColor(image, converted, cv::COLOR_GRAY2BGR);
+    if (channels != 1 || image.channels() < 3)
+        return image;
+    const bool alpha = image.channels() == 4;
+    cv::Mat grey;
+    if (order == ColourOrder::bgr)
+        cv::cvtColor(image, grey, alpha ? cv::COLOR_BGRA2GRAY : cv::COLOR_BGR2GRAY);
     else
-        converted = image;
-    return converted;
+        cv::cvtColor(image, grey, alpha ? cv::COLOR_RGBA2GRAY : cv::COLOR_RGB2GRAY);
+    return grey;
 }
 
 inline void run(const Engine &engine, const cv::Mat &image, cv::Mat &result, int type, int channels,
@@ -98,7 +95,7 @@ inline void run(const Engine &engine, const cv::Mat &image, cv::Mat &result, int
     if (result.data == pixels.data) // in place, as OpenCV's own functions allow; tiles still read what others wrote
         result.release();
     result.create(height, width, type);
-    uf_output to = output(result, height, width, CV_MAT_CN(type));
+    uf_output to = output(result);
     engine.run(from, to, options);
 }
 

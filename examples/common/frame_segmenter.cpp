@@ -5,28 +5,11 @@
 #include <cstring>
 #include <map>
 #include <stdexcept>
+#include <type_traits>
 
 namespace example {
 
 namespace {
-
-// What an encoding of sensor_msgs/image_encodings.h says.
-struct PixelFormat {
-    uf_dtype dtype;
-    int channels;
-    bool bgr; // blue comes first, not red
-
-    int item_bytes() const { return dtype == UF_UINT8 ? 1 : dtype == UF_UINT16 ? 2 : 4; }
-    int pixel_bytes() const { return channels * item_bytes(); }
-};
-
-const std::map<std::string, PixelFormat> pixel_formats = {
-    {"mono8", {UF_UINT8, 1, false}},  {"8UC1", {UF_UINT8, 1, false}},    {"mono16", {UF_UINT16, 1, false}},
-    {"16UC1", {UF_UINT16, 1, false}}, {"32FC1", {UF_FLOAT32, 1, false}}, {"rgb8", {UF_UINT8, 3, false}},
-    {"bgr8", {UF_UINT8, 3, true}},    {"rgba8", {UF_UINT8, 4, false}},   {"bgra8", {UF_UINT8, 4, true}},
-    {"rgb16", {UF_UINT16, 3, false}}, {"bgr16", {UF_UINT16, 3, true}},   {"rgba16", {UF_UINT16, 4, false}},
-    {"bgra16", {UF_UINT16, 4, true}},
-};
 
 const std::map<std::string, uf_tiling> tilings = {
     {"fast", UF_TILING_FAST}, {"exact", UF_TILING_EXACT}, {"resize", UF_TILING_RESIZE}, {"none", UF_TILING_NONE}};
@@ -36,20 +19,13 @@ const std::vector<int64_t> default_palette = {0x000000, 0x00C8FF, 0xFF8000, 0x40
 
 constexpr int largest_mask_side = 1 << 15;
 
-template <class Value> std::string names_of(const std::map<std::string, Value> &table) {
-    std::string names;
-    for (const auto &entry : table)
-        names += (names.empty() ? "" : ", ") + entry.first;
-    return names;
-}
-
 [[noreturn]] void refuse(const std::string &message) { throw std::invalid_argument(message); }
 
 SegmenterParameters checked(SegmenterParameters given) {
     if (given.engine_file_path.empty())
         refuse("engine_file_path is empty; set it to a .unet file");
     if (tilings.count(given.tiling) == 0)
-        refuse("tiling is '" + given.tiling + "', accepted are " + names_of(tilings));
+        refuse("tiling is '" + given.tiling + "', accepted are fast, exact, resize and none");
     const std::string &encoding = given.color_segmentation_mask_encoding;
     if (encoding != "rgb8" && encoding != "bgr8")
         refuse("color_segmentation_mask_encoding is '" + encoding + "', accepted are rgb8 and bgr8");
@@ -79,86 +55,57 @@ unet_fast::Options engine_options(const SegmenterParameters &parameters) {
     return options;
 }
 
-PixelFormat checked_format(const Frame &frame) {
-    const auto found = pixel_formats.find(frame.encoding);
-    if (found == pixel_formats.end())
-        refuse("the image's encoding is '" + frame.encoding + "', accepted are " + names_of(pixel_formats));
-    const PixelFormat format = found->second;
-    if (frame.height < 1 || frame.width < 1)
-        refuse("the image is " + std::to_string(frame.height) + " x " + std::to_string(frame.width));
+// Brightness by ITU-R 601 in thousandths, rounded to nearest for integers: what `unet-fast segment` does with colours.
+template <class Pixel> void to_grey(const uf_image &colours, uint8_t *grey) {
+    const auto *pixels = static_cast<const uint8_t *>(colours.data);
+    for (int64_t y = 0; y < colours.height; ++y)
+        for (int64_t x = 0; x < colours.width; ++x) {
+            const uint8_t *pixel = pixels + y * colours.row_stride_bytes + x * colours.pixel_stride_bytes;
+            Pixel channels[3]; // red, green, blue
+            for (int channel = 0; channel < 3; ++channel)
+                std::memcpy(&channels[channel], pixel + channel * colours.channel_stride_bytes, sizeof(Pixel));
+            Pixel light;
+            if constexpr (std::is_floating_point_v<Pixel>)
+                light = 0.299F * channels[0] + 0.587F * channels[1] + 0.114F * channels[2];
+            else
+                light =
+                    static_cast<Pixel>((299U * channels[0] + 587U * channels[1] + 114U * channels[2] + 500U) / 1000U);
+            std::memcpy(grey, &light, sizeof light);
+            grey += sizeof light;
+        }
+}
+
+// The frame as the network takes it: where it lies, or in `converted` where colours must become grey.
+uf_image network_image(const Frame &frame, int channels, std::vector<uint8_t> &converted) {
+    uf_image image = unet_fast::describe(frame.data.data(), frame.encoding, frame.height, frame.width, frame.row_step);
+    const int64_t item_bytes = image.dtype == UF_UINT8 ? 1 : image.dtype == UF_UINT16 ? 2 : 4;
     const uint16_t one = 1;
     const bool big_endian_machine = *reinterpret_cast<const uint8_t *>(&one) == 0;
-    if (format.item_bytes() > 1 && frame.big_endian != big_endian_machine)
-        refuse("the image's pixels of " + std::to_string(format.item_bytes()) +
-               " bytes are not in this machine's order");
-    const size_t row_bytes = static_cast<size_t>(frame.width) * static_cast<size_t>(format.pixel_bytes());
-    const size_t rows_before_last = static_cast<size_t>(frame.height) - 1;
-    if (frame.row_step < row_bytes || frame.data.size() < row_bytes ||
-        (rows_before_last > 0 && frame.row_step > (frame.data.size() - row_bytes) / rows_before_last))
-        refuse("the image has " + std::to_string(frame.data.size()) + " bytes at " + std::to_string(frame.row_step) +
-               " a row, too few for " + std::to_string(frame.height) + " x " + std::to_string(frame.width) + " of " +
-               frame.encoding);
-    return format;
-}
-
-// Brightness by ITU-R 601 in thousandths, rounded to nearest: what `unet-fast segment` does with colour images.
-template <class Pixel> void to_grey(const Frame &frame, const PixelFormat &format, std::vector<uint8_t> &to) {
-    const size_t red = format.bgr ? 2 : 0, blue = 2 - red;
-    size_t written = 0;
-    for (int y = 0; y < frame.height; ++y) {
-        const uint8_t *row = frame.data.data() + static_cast<size_t>(y) * frame.row_step;
-        for (int x = 0; x < frame.width; ++x) {
-            Pixel channels[3];
-            std::memcpy(channels, row + static_cast<size_t>(x) * static_cast<size_t>(format.pixel_bytes()),
-                        sizeof channels);
-            const auto grey =
-                static_cast<Pixel>((299U * channels[red] + 587U * channels[1] + 114U * channels[blue] + 500U) / 1000U);
-            std::memcpy(to.data() + written, &grey, sizeof grey);
-            written += sizeof grey;
-        }
-    }
-}
-
-void to_colour(const Frame &frame, const PixelFormat &format, std::vector<uint8_t> &to) {
-    const auto bytes = static_cast<size_t>(format.item_bytes());
-    uint8_t *next = to.data();
-    for (int y = 0; y < frame.height; ++y)
-        for (int x = 0; x < frame.width; ++x)
-            for (int channel = 0; channel < 3; ++channel, next += bytes)
-                std::memcpy(
-                    next, frame.data.data() + static_cast<size_t>(y) * frame.row_step + static_cast<size_t>(x) * bytes,
-                    bytes);
-}
-
-// The frame as the network takes it: where it lies, or in `converted` as grey or as colours.
-uf_image network_image(const Frame &frame, int channels, std::vector<uint8_t> &converted) {
-    const PixelFormat format = checked_format(frame);
-    uf_image image = {};
-    image.struct_size = sizeof image;
-    image.dtype = format.dtype;
-    image.height = frame.height;
-    image.width = frame.width;
-    image.channels = channels;
-    const size_t pixels = static_cast<size_t>(frame.height) * static_cast<size_t>(frame.width);
-    const auto item = static_cast<size_t>(format.item_bytes());
-    if (channels == 1 && format.channels >= 3) {
-        converted.resize(pixels * item);
-        format.dtype == UF_UINT8 ? to_grey<uint8_t>(frame, format, converted)
-                                 : to_grey<uint16_t>(frame, format, converted);
+    if (item_bytes > 1 && frame.big_endian != big_endian_machine)
+        refuse("the image's values of " + std::to_string(item_bytes) + " bytes are not in this machine's order");
+    // Behind image.data, which is not the first byte where blue comes first.
+    const auto have =
+        static_cast<int64_t>(frame.data.size()) - (static_cast<const uint8_t *>(image.data) - frame.data.data());
+    const int64_t needed = (frame.height - 1) * image.row_stride_bytes + (frame.width - 1) * image.pixel_stride_bytes +
+                           std::max<int64_t>((image.channels - 1) * image.channel_stride_bytes, 0) + item_bytes;
+    if (have < needed)
+        refuse("the image has " + std::to_string(frame.data.size()) + " bytes, too few for " +
+               std::to_string(frame.height) + " x " + std::to_string(frame.width) + " of " + frame.encoding + " at " +
+               std::to_string(image.row_stride_bytes) + " a row");
+    if (channels == 1 && image.channels == 3) {
+        converted.resize(static_cast<size_t>(int64_t{frame.height} * frame.width * item_bytes));
+        if (image.dtype == UF_UINT8)
+            to_grey<uint8_t>(image, converted.data());
+        else if (image.dtype == UF_UINT16)
+            to_grey<uint16_t>(image, converted.data());
+        else
+            to_grey<float>(image, converted.data());
         image.data = converted.data();
-    } else if (channels == 3 && format.channels == 1) {
-        converted.resize(pixels * item * 3);
-        to_colour(frame, format, converted);
-        image.data = converted.data();
-    } else if (channels == format.channels || (channels == 3 && format.channels == 4)) {
-        const bool backwards = channels == 3 && format.bgr; // red is the last of the three
-        image.data = frame.data.data() + (backwards ? 2 * item : 0);
-        image.row_stride_bytes = static_cast<int64_t>(frame.row_step);
-        image.pixel_stride_bytes = format.pixel_bytes();
-        image.channel_stride_bytes = backwards ? -format.item_bytes() : format.item_bytes();
-    } else {
-        refuse("the network takes " + std::to_string(channels) + " channels, which an image of " + frame.encoding +
-               " has not");
+        image.channels = 1;
+        image.row_stride_bytes = image.pixel_stride_bytes = image.channel_stride_bytes = 0;
+    } else if (channels == 3 && image.channels == 1) {
+        image.channels = 3;
+        image.channel_stride_bytes = UF_STRIDE_ZERO;
     }
     return image;
 }

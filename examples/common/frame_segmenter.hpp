@@ -34,9 +34,9 @@ struct SegmenterParameters {
 // A camera frame, described as in sensor_msgs/Image.
 struct Frame {
     int height = 0, width = 0;
-    std::string encoding; // mono8, mono16, rgb8, bgr8, rgba8, bgra8, rgb16, ..., 8UC1, 16UC1 or 32FC1
+    std::string encoding; // of those of uf_image_describe()
     bool big_endian = false;
-    size_t row_step = 0; // bytes from a row to the next
+    uint32_t row_step = 0; // bytes from a row to the next
     const std::vector<uint8_t> &data;
 };
 
