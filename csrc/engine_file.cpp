@@ -73,9 +73,27 @@ struct Entry {
     uint64_t begin = 0, end = 0; // bytes of the data section
 };
 
+// RFC 1950.  Both sums of a block stay below 2^32: 255 * 4096 * 4097 / 2 < 2^31.
+uint32_t adler32(const std::byte *data, size_t size) {
+    uint32_t low = 1, high = 0;
+    while (size > 0) {
+        const uint32_t count = static_cast<uint32_t>(std::min<size_t>(size, 4096));
+        uint32_t sum = 0, weighted = 0;
+        for (uint32_t i = 0; i < count; ++i) {
+            sum += static_cast<uint32_t>(data[i]);
+            weighted += (count - i) * static_cast<uint32_t>(data[i]);
+        }
+        high = (high + count * low + weighted) % 65521;
+        low = (low + sum) % 65521;
+        data += count;
+        size -= count;
+    }
+    return high << 16 | low;
+}
+
 class Container {
   public:
-    Container(const std::byte *data, size_t size) {
+    Container(const std::byte *data, size_t size) : file_(data), size_(size) {
         const uint64_t header_bytes = header_length(data, size);
         const std::string_view header(reinterpret_cast<const char *>(data) + 8, static_cast<size_t>(header_bytes));
         data_ = data + 8 + header_bytes;
@@ -128,6 +146,21 @@ class Container {
             if (!std::isfinite(result.values[i]))
                 bad("tensor ", in_quotes(name), " holds ", result.values[i], " at element ", i);
         return result;
+    }
+
+    // Whether the bytes are those that were written, where the file says so.
+    void check_sum() const {
+        const auto found = entries_.find("~adler32");
+        if (found == entries_.end())
+            return;
+        const Entry &entry = found->second;
+        if (entry.dtype != "U8" || entry.end - entry.begin != 4 || data_ + entry.end != file_ + size_)
+            bad("the checksum must be the last 4 bytes, of type U8");
+        uint32_t stored = 0;
+        for (size_t i = 0; i < 4; ++i)
+            stored |= static_cast<uint32_t>(data_[entry.begin + i]) << (8 * i);
+        if (adler32(file_, size_ - 4) != stored)
+            bad("its bytes do not give its checksum; copy it again from where it is whole");
     }
 
     // The contents of a U8 tensor.
@@ -220,9 +253,11 @@ class Container {
             bad("it has ", data_bytes, " bytes of data, but its tensors take ", position);
     }
 
+    const std::byte *file_;
+    size_t size_;
     json header_;
     std::map<std::string, Entry> entries_;
-    const std::byte *data_ = nullptr;
+    const std::byte *data_ = nullptr; // of the tensors
 };
 
 // The document.
@@ -420,6 +455,8 @@ std::shared_ptr<const Plan> read_engine_file(const std::byte *data, size_t size,
     const json document = parse_json(container.document(), "the plan");
     const auto plan = std::make_shared<Plan>(DocumentReader(container, document).read());
     check_plan(*plan);
+    // Last, for what is wrong with a file that was made wrong says more than that its checksum is.
+    container.check_sum();
     if (with_gpu_code && document.contains("kernels"))
         plan->kernels = cuda::read_kernel_table({document["kernels"], "kernels"}, *plan,
                                                 [&](const std::string &name) { return container.bytes(name); });

@@ -50,8 +50,10 @@ def split(data: bytes) -> tuple[Document, bytes]:
 
 
 def join(header: Document | bytes, data: bytes) -> bytes:
+    """A file of them, with the checksum that belongs to it."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
+    start = struct.pack("<Q", len(text)) + text + data[:-4]
+    return start + engine_files.checksum(start) if data else start
 
 
 def with_document(data: bytes, change: Callable[[Document], object]) -> bytes:
@@ -273,6 +275,42 @@ def test_every_way_to_cut_a_file(good: bytes) -> None:
     lengths = {*range(100), *range(100, len(good), 997), *range(len(good) - 100, len(good))}
     for length in sorted(lengths):
         refused(good[:length], "engine file")
+
+
+def test_every_flipped_bit_of_some_is_found(good: bytes) -> None:
+    """Whether in the plan, in a weight, where no other check could see it, or in the checksum."""
+    random = np.random.default_rng(0)
+    header_end = 8 + struct.unpack_from("<Q", good)[0]
+    places = [*random.integers(8, header_end, 100), *random.integers(header_end, len(good), 100), len(good) - 1]
+    for place in places:
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << random.integers(8)
+        refused(bytes(damaged), "engine file")
+        with pytest.raises(EngineFileError):
+            engine_files.read(bytes(damaged))
+
+
+def test_a_flipped_weight_is_named_as_damage(good: bytes) -> None:
+    header, _ = split(good)
+    place = 8 + struct.unpack_from("<Q", good)[0] + header[NAME]["data_offsets"][0]
+    damaged = bytearray(good)
+    damaged[place] ^= 1  # the last bit of a mantissa
+    refused(bytes(damaged), "its bytes do not give its checksum")
+    with pytest.raises(EngineFileError, match="do not give its checksum"):
+        engine_files.read(bytes(damaged))
+
+
+def test_checksum_that_is_not_the_last_bytes(good: bytes) -> None:
+    header, data = split(good)
+    header["~adler32"]["dtype"], header["~adler32"]["shape"] = "F32", [1]
+    refused(join(header, data), "checksum must be the last 4 bytes")
+
+
+def test_file_without_checksum_opens(good: bytes) -> None:
+    header, data = split(good)
+    del header["~adler32"]
+    text = json.dumps(header).encode()
+    run_once(open_native(struct.pack("<Q", len(text)) + text + data[:-4]))
 
 
 @pytest.mark.parametrize("seed", range(4))

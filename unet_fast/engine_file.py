@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .images import write_beside
 
 FORMAT_VERSION = 1
 METADATA_KEY = "unet_fast"
+#: The last tensor, 4 bytes: Adler-32 of every byte before it.  Byte tensors stand last, by name, and "~" sorts last.
+CHECKSUM = "~adler32"
 #: Longest safetensors header that is read, as in the safetensors library.
 LARGEST_HEADER_BYTES = 100_000_000
 
@@ -98,7 +101,14 @@ def serialise(document: Mapping[str, Any], tensors: Mapping[str, Array]) -> byte
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     # The library orders tensors by element size and name, so only the order of several metadata entries would vary.
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    return safetensors.numpy.save(arrays, metadata={METADATA_KEY: text})
+    arrays[CHECKSUM] = np.zeros(4, np.uint8)
+    data = safetensors.numpy.save(arrays, metadata={METADATA_KEY: text})[:-4]
+    return data + checksum(data)
+
+
+def checksum(data: bytes) -> bytes:
+    """Adler-32 (RFC 1950) as 4 bytes, little-endian."""
+    return zlib.adler32(data).to_bytes(4, "little")
 
 
 def write(path: str | os.PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Array]) -> Path:
@@ -121,6 +131,8 @@ def read(source: Source) -> EngineFile:
         tensors = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as error:
         raise EngineFileError(f"engine file is damaged: {error}") from None
+    if tensors.pop(CHECKSUM, None) is not None and checksum(data[:-4]) != data[-4:]:
+        raise EngineFileError("engine file is damaged: its bytes do not give its checksum; copy or freeze it again")
     return EngineFile(document, tensors)
 
 
