@@ -35,7 +35,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/** @name Version of this header; uf_version() is that of the library. @{ */
+/** @name Version of this header; uf_version() is that of the library.
+ *  @{ */
 /** Changes when a program has to be built anew. */
 #define UF_VERSION_MAJOR 0
 /** Changes with every addition. */

@@ -292,6 +292,11 @@ static void test_refused_images(void) {
     REFUSED(bad.channels = 3, "image.channels is 3, this network takes 1");
     REFUSED(bad.row_stride_bytes = 129, "row_stride_bytes is 129");
     REFUSED(bad.row_stride_bytes = INT64_MAX - 3, "stride");
+    REFUSED(bad.row_stride_bytes = -(INT64_MAX - 3), "stride");
+    REFUSED(bad.pixel_stride_bytes = INT64_MAX - 3, "stride");
+    REFUSED(bad.channel_stride_bytes = INT64_MAX - 3, "stride");
+    REFUSED((bad.image_stride_bytes = INT64_MAX - 3, bad.count = INT32_MAX), "stride");
+    REFUSED((bad.count = INT32_MAX, bad.size_bytes = sizeof pixels), "size_bytes is 4096");
     REFUSED(bad.max_value = -1.0F, "max_value is -1");
     REFUSED(bad.max_value = NAN, "max_value");
     pixels[5][9] = NAN;
@@ -318,6 +323,8 @@ static void test_refused_images(void) {
     REFUSED(bad_output.dtype = UF_UINT16, "output.dtype is 2");
     REFUSED(bad_output.row_stride_bytes = W, "row_stride_bytes is 32");
     REFUSED(bad_output.row_stride_bytes = 4 * W + 1, "multiples of 4");
+    REFUSED(bad_output.row_stride_bytes = INT64_MAX - 3, "stride");
+    REFUSED(bad_output.row_stride_bytes = INT64_MIN, "stride");
 #undef REFUSED
     uf_run_options options;
 #define REFUSED(change, text)                                                                                          \
