@@ -85,18 +85,22 @@ inline cv::Mat with_channels(const cv::Mat &image, int channels, ColourOrder ord
     return grey;
 }
 
-inline void run(const Engine &engine, const cv::Mat &image, cv::Mat &result, int type, int channels,
+inline void run(const Engine &engine, const cv::Mat &image, cv::OutputArray result, int type, int channels,
                 const RunOptions &options, ColourOrder order) {
-    const cv::Mat pixels = with_channels(image, channels, order);
+    const cv::Mat pixels = with_channels(image, channels, order); // keeps the memory if `result` is `image`
     const uf_image from = view(pixels, channels, order);
     const uf_run_options given = run_options(options);
     int32_t height = 0, width = 0;
     check(uf_output_size(engine.handle(), from.height, from.width, &given, &height, &width));
-    if (result.data == pixels.data) // in place, as OpenCV's own functions allow; tiles still read what others wrote
-        result.release();
     result.create(height, width, type);
-    uf_output to = output(result);
+    cv::Mat values = result.getMat();
+    const bool in_place = values.data == pixels.data; // where one tile would read what another wrote
+    if (in_place)
+        values = cv::Mat(height, width, type);
+    uf_output to = output(values);
     engine.run(from, to, options);
+    if (in_place)
+        values.copyTo(result);
 }
 
 } // namespace detail
@@ -104,14 +108,14 @@ inline void run(const Engine &engine, const cv::Mat &image, cv::Mat &result, int
 // The mask of an image, CV_8UC1: 0 or 255 for one class, else class indices.  `mask` keeps its memory if it has the
 // right size and type already, so a loop over frames allocates it once; it may be `image` itself, but must not overlap
 // it otherwise.
-inline void segment(const Engine &engine, const cv::Mat &image, cv::Mat &mask, const RunOptions &options = {},
+inline void segment(const Engine &engine, const cv::Mat &image, cv::OutputArray mask, const RunOptions &options = {},
                     ColourOrder order = ColourOrder::bgr) {
     detail::run(engine, image, mask, CV_8UC1, engine.info().channels, options, order);
 }
 
 // Likewise the probability, CV_32F with a channel for each of the network's.
-inline void probability(const Engine &engine, const cv::Mat &image, cv::Mat &result, const RunOptions &options = {},
-                        ColourOrder order = ColourOrder::bgr) {
+inline void probability(const Engine &engine, const cv::Mat &image, cv::OutputArray result,
+                        const RunOptions &options = {}, ColourOrder order = ColourOrder::bgr) {
     const uf_info info = engine.info();
     detail::run(engine, image, result, CV_32FC(info.output_channels), info.channels, options, order);
 }
