@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 # the time on a busy machine.  It reads this when NumPy is first imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tests import networks
+from tests import fake_gpu, networks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +37,18 @@ def engine_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return networks.frozen(name, tmp_path_factory.mktemp("engines"), seed, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fake_gpu.FakeMachine]:
+    """A machine with the driver of tests/fake_cuda, where tests marked `on_fake_gpu` run."""
+    try:
+        library = fake_gpu.build(tmp_path_factory.mktemp("fake_cuda"))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    machine = fake_gpu.FakeMachine(library)
+    yield machine
+    machine.close()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -122,7 +122,7 @@ class FakeDriver:
         """Nothing illegal was done, nothing is left behind."""
         gc.collect()
         report = self.report()
-        assert report["violations"] == []
+        assert report["violations"] == [], report["violations"]
         assert not any(report["live"].values()), report["live"]
 
     def call(self, name: str, *arguments: Any) -> None:

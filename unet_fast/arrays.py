@@ -28,11 +28,9 @@ def as_image_batch(image: Any, channels: int) -> tuple[NDArray[Any], bool]:
     `TypeError` for what is no image or has a wrong dtype, `ValueError` for a wrong shape.
     """
     array = _as_array(image, channels)
-    if array.dtype not in _NATIVE_DTYPES:
-        raise TypeError(_explain_dtype(array.dtype))
-    batch, was_batch = _as_batch(array, channels)
-    if 0 in batch.shape:
-        raise ValueError(f"image is empty, its shape is {array.shape}")
+    check_dtype(array.dtype)
+    index, was_batch = batch_index(array.shape, channels)
+    batch = array[index]
     is_broadcast = any(size > 1 and stride == 0 for size, stride in zip(batch.shape, batch.strides, strict=True))
     if is_broadcast or not batch.flags.aligned:
         batch = np.array(batch, order="C")
@@ -81,34 +79,43 @@ def _from_pillow(image: Any, channels: int) -> NDArray[Any]:
         raise ValueError(f"image of mode {image.mode!r} for a network of {channels} channels: {error}") from None
 
 
-def _explain_dtype(dtype: np.dtype[Any]) -> str:
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """`TypeError`, with a way to convert, for a dtype that the runtime does not read."""
+    if dtype in _NATIVE_DTYPES:
+        return
     message = f"image dtype must be uint8, uint16 or float32, got {dtype}"
     if dtype.newbyteorder("=") in _NATIVE_DTYPES:
-        return f"{message} in foreign byte order; convert with image.astype(np.{dtype.newbyteorder('=')})"
+        raise TypeError(f"{message} in foreign byte order; convert with image.astype(np.{dtype.newbyteorder('=')})")
     if dtype.kind in _DTYPE_HINTS:
-        return f"{message}; convert with image{_DTYPE_HINTS[dtype.kind]}"
-    return message
+        raise TypeError(f"{message}; convert with image{_DTYPE_HINTS[dtype.kind]}")
+    raise TypeError(message)
 
 
-def _as_batch(array: NDArray[Any], channels: int) -> tuple[NDArray[Any], bool]:
-    shape = array.shape
+def batch_index(shape: tuple[int, ...], channels: int) -> tuple[tuple[slice | None, ...], bool]:
+    """The index that makes an image or batch of this shape (N, H, W, channels), and whether it is a batch.
+
+    Only whole axes and new ones (None).  `ValueError` for a wrong or empty shape.
+    """
+    every = slice(None)
+    if 0 in shape:
+        raise ValueError(f"image is empty, its shape is {shape}")
     if channels == 1:
-        if array.ndim == 2:
-            return array[None, :, :, None], False
-        if array.ndim == 3 and shape[2] == 1:
-            return array[None], False
-        if array.ndim == 3 and shape[2] > _MOST_CHANNELS:
-            return array[:, :, :, None], True
+        if len(shape) == 2:
+            return (None, every, every, None), False
+        if len(shape) == 3 and shape[2] == 1:
+            return (None, every, every, every), False
+        if len(shape) == 3 and shape[2] > _MOST_CHANNELS:
+            return (every, every, every, None), True
         accepted = "(H, W), (H, W, 1), (N, H, W) with W > 4, or (N, H, W, 1)"
     else:
-        if array.ndim == 3 and shape[2] == channels:
-            return array[None], False
+        if len(shape) == 3 and shape[2] == channels:
+            return (None, every, every, every), False
         accepted = f"(H, W, {channels}) or (N, H, W, {channels})"
-    if array.ndim == 4 and shape[3] == channels:
-        return array, True
+    if len(shape) == 4 and shape[3] == channels:
+        return (every, every, every, every), True
     hint = ""
-    if array.ndim in (3, 4) and shape[-3] == channels:
+    if len(shape) in (3, 4) and shape[-3] == channels:
         hint = "; if channels come first, pass np.moveaxis(image, -3, -1)"
-    elif array.ndim == 2 or (array.ndim == 3 and shape[2] <= _MOST_CHANNELS):
+    elif len(shape) == 2 or (len(shape) == 3 and shape[2] <= _MOST_CHANNELS):
         hint = f"; unet_fast.images.to_channels(image, {channels}) turns grey into colour and back"
     raise ValueError(f"image must have the shape {accepted} for this network ({channels=}), got {shape}{hint}")

@@ -10,16 +10,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, SupportsFloat
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _native
-from .arrays import as_image_batch
+from .arrays import as_image_batch, batch_index, check_dtype
+from .cuda_arrays import LEGACY_STREAM, CudaArray, Passes, View, is_cuda_array, stream_handle, view_of
 from .engine_file import read_document
 from .errors import EngineFileError, UnsupportedError
+
+if TYPE_CHECKING:
+    from .profile import Profile
+    from .tune import Tuning
 
 Tiling = Literal["fast", "exact", "resize", "none"]
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
@@ -51,6 +56,9 @@ class EngineInfo:
     margin         what a network without padding takes off each side under tiling="none".
     halo           pixels of context that tiling="exact" gives to each tile; None: cannot be tiled exactly.
     ops            fused operations of one pass.
+    tuning         on a GPU which kernels run and where that was measured, one sentence, which also names tuning files
+                   that could not be used and why; "" on a CPU.
+    tuning_file    the file with these measurements; "" for the engine file's own order of kernels.
     """
 
     name: str
@@ -72,6 +80,8 @@ class EngineInfo:
     margin: int
     halo: int | None
     ops: int
+    tuning: str
+    tuning_file: str
 
 
 class Engine:
@@ -138,8 +148,11 @@ class Engine:
             threads=threads or 0,
             refuse_embedded_code=not allow_embedded_code,
         )
-        class_names, palette = _class_names_and_palette(self._source)
-        self.info = EngineInfo(class_names=class_names, palette=palette, **self._native.info())
+        document = read_document(self._source)
+        class_names, palette = _class_names_and_palette(document)
+        self._standardises = document["input"]["normalisation"]["kind"] == "standardise"
+        self._passes: Passes | None = None
+        self._info = EngineInfo(class_names=class_names, palette=palette, **self._native.info())
 
     def segment(
         self,
@@ -150,8 +163,9 @@ class Engine:
         tile: int | None = None,
         overlap: int | None = None,
         max_value: float | None = None,
-        out: NDArray[np.uint8] | None = None,
-    ) -> NDArray[np.uint8]:
+        out: Any = None,
+        stream: Any = None,
+    ) -> Any:
         """The mask of an image or of each image of a batch.
 
         image      of an engine for C > 1 channels: (H, W, C) or (N, H, W, C).  For one channel: (H, W), (H, W, 1),
@@ -159,6 +173,8 @@ class Engine:
                    uint8, uint16, or float32 (0 is black, 1 white); a NumPy array of any strides, a Pillow image
                    (converted to the engine's channels), or what offers DLPack or `__array_interface__` on the CPU.
                    Float values need not lie in [0, 1], but must be finite.
+                   For an engine on a GPU also an array in that GPU's memory: what offers DLPack or
+                   `__cuda_array_interface__`, as tensors of PyTorch and arrays of CuPy do; its values are not checked.
         tiling     what to do with other sizes than the trained one (`info.tile`):
                    "fast": overlapping tiles of the trained size, probabilities blended.
                    "exact": larger tiles with a halo; equals the whole image in one pass.
@@ -169,14 +185,22 @@ class Engine:
         tile       side of a tile; None: the trained size ("fast"), up to 1024 ("exact").
         overlap    pixels, at least 1, that neighbouring tiles share ("fast"); None: an eighth of the tile.
         max_value  what counts as white; None: 255, 65535 or 1.0 by dtype.  4095 for a 12-bit camera.
-        out        a uint8 array of the result's shape to write to; rows must be contiguous.
+        out        a uint8 array of the result's shape to write to, in the same kind of memory as the image; its rows
+                   must be contiguous.
+        stream     for arrays in GPU memory: the CUDA stream to work on, as a stream object of PyTorch, CuPy or
+                   cuda.core or the address of a CUstream (0 and 1: the legacy default stream).  The call comes after
+                   what is on the stream and may return before it has run; image and `out` are kept until then and
+                   may be changed by later work on that stream.  None: the call comes after work on the legacy
+                   default stream and what the producers of the arrays have under way, and returns when it is done.
+                   So it does on a stream, too, for an image that takes more than one pass (tiles, another size) and
+                   for a network that standardises each image.
 
         Returns uint8 of the leading shape of `image`, without the channels, (H, W) or (N, H, W): for one class 0 and
         255, for several the index of the likeliest.  Each mask of a batch equals what its image gives alone, bit for
-        bit.
+        bit.  `out` if given, else a NumPy array, or for an image in GPU memory a `CudaArray`.
 
-        `ValueError` for a wrong shape, size or pixel value, `TypeError` for a wrong type or dtype, `UnsupportedError`
-        where a network of this kind has no such result.
+        `ValueError` for a wrong shape, size or pixel value, memory of another GPU or a stream of another context,
+        `TypeError` for a wrong type or dtype, `UnsupportedError` where a network of this kind has no such result.
         """
         if self.info.output == "identity":
             raise UnsupportedError(
@@ -185,7 +209,7 @@ class Engine:
         limit = 0.0 if threshold is None else _as_float("threshold", threshold)  # 0 is the C API's default
         if threshold is not None and not 0 < limit < 1:
             raise ValueError(f"threshold must be between 0 and 1, both excluded, got {threshold!r}")
-        return self._run(image, np.dtype(np.uint8), tiling, limit, tile, overlap, max_value, out)
+        return self._run(image, np.dtype(np.uint8), tiling, limit, tile, overlap, max_value, out, stream)
 
     def probability(
         self,
@@ -195,12 +219,13 @@ class Engine:
         tile: int | None = None,
         overlap: int | None = None,
         max_value: float | None = None,
-        out: NDArray[np.float32] | None = None,
-    ) -> NDArray[np.float32]:
+        out: Any = None,
+        stream: Any = None,
+    ) -> Any:
         """Like `segment`, but the float32 probability: (H, W) or (N, H, W), with a last axis for the classes where
         there is more than one.  Of a regression, its values.
         """
-        return self._run(image, np.dtype(np.float32), tiling, 0.0, tile, overlap, max_value, out)
+        return self._run(image, np.dtype(np.float32), tiling, 0.0, tile, overlap, max_value, out, stream)
 
     def output_size(
         self,
@@ -227,24 +252,25 @@ class Engine:
         tile: int | None,
         overlap: int | None,
         max_value: float | None,
-        out: NDArray[Any] | None,
-    ) -> NDArray[Any]:
-        tiling_arguments = _tiling_arguments(tiling, tile, overlap)
+        out: Any,
+        stream: Any,
+    ) -> Any:
+        options = _tiling_arguments(tiling, tile, overlap)
         white = 0.0 if max_value is None else _as_float("max_value", max_value)  # 0 is the C API's default
         if max_value is not None and not 0 < white < math.inf:
             raise ValueError(f"max_value must be positive and finite, got {max_value!r}")
+        handle = stream_handle(stream)
+        if is_cuda_array(image):
+            return self._run_on_gpu(image, dtype, options, threshold, white, out, handle)
+        if handle is not None:
+            raise ValueError("stream is for arrays in GPU memory, but image is in host memory")
         batch, was_batch = as_image_batch(image, self.info.channels)
-        count, height, width, _ = batch.shape
-        if max(batch.shape) > _LARGEST_INT32:
-            raise ValueError(f"image axes must have at most {_LARGEST_INT32} elements, got shape {batch.shape}")
-        size = self._native.output_size(height, width, *tiling_arguments)
-        classes = (self.info.classes,) if dtype == np.float32 and self.info.classes > 1 else ()
-        shape = (count, *size, *classes) if was_batch else (*size, *classes)
+        shape = self._result_shape(batch.shape, was_batch, dtype, options)
         if out is None:
             out = np.empty(shape, dtype)
         else:
-            _check_out(out, shape, dtype, len(classes), batch)
-        mode, tile_side, tile_overlap = tiling_arguments
+            _check_out(out, shape, dtype, self._class_axes(dtype), batch)
+        mode, tile_side, tile_overlap = options
         self._native.segment(
             batch,
             out if was_batch else out[None],
@@ -255,6 +281,134 @@ class Engine:
             threshold=threshold,
         )
         return out
+
+    def _run_on_gpu(
+        self,
+        image: Any,
+        dtype: np.dtype[Any],
+        options: tuple[int, int, int],
+        threshold: float,
+        white: float,
+        out: Any,
+        stream: int | None,
+    ) -> Any:
+        """Like `_run`, for an image in GPU memory."""
+        if not self.info.device.startswith("cuda:"):
+            raise TypeError(f"image is in GPU memory, but this engine runs on {self.device}; copy it with .cpu()")
+        ordinal = int(self.info.device.removeprefix("cuda:"))
+        if self._passes is None:
+            self._passes = Passes(self._native, ordinal)
+        device = self._passes.device
+        order = LEGACY_STREAM if stream is None else stream
+        source = view_of(image, "image", ordinal, device, order)
+        check_dtype(_dtype_named(source.dtype))
+        index, was_batch = batch_index(source.shape, self.info.channels)
+        _check_strides("image", source)
+        shape = self._result_shape(source.indexed(index).shape, was_batch, dtype, options)
+        if out is None:
+            result = CudaArray(device, ordinal, shape, dtype)
+            target = result.view()
+        else:
+            result = out
+            target = _view_of_out(out, shape, dtype, self._class_axes(dtype), source, ordinal, device, order)
+        batch = source.indexed(index)
+        if not was_batch:
+            target = target.indexed((None, *[slice(None)] * len(shape)))
+        if stream is not None and self._is_one_pass(batch, options):
+            end = self._passes.run(batch, target, stream, max_value=white, threshold=threshold)
+            if isinstance(result, CudaArray):
+                result.comes_after(end)
+            return result
+        if stream is not None:
+            device.synchronise(stream)
+        mode, tile_side, tile_overlap = options
+        self._native.segment(
+            batch.pixels,
+            target.pixels,
+            max_value=white,
+            tiling=mode,
+            tile=tile_side,
+            overlap=tile_overlap,
+            threshold=threshold,
+        )
+        return result
+
+    def _result_shape(
+        self, batch: tuple[int, ...], was_batch: bool, dtype: np.dtype[Any], options: tuple[int, int, int]
+    ) -> tuple[int, ...]:
+        """Shape of the result for an image (N, H, W, C)."""
+        if max(batch) > _LARGEST_INT32:
+            raise ValueError(f"image axes must have at most {_LARGEST_INT32} elements, got shape {batch}")
+        count, height, width, _ = batch
+        size = self._native.output_size(height, width, *options)
+        classes = (self.info.classes,) * self._class_axes(dtype)
+        return (count, *size, *classes) if was_batch else (*size, *classes)
+
+    def _class_axes(self, dtype: np.dtype[Any]) -> int:
+        """Axes of a result behind its width, 0 or 1."""
+        return int(dtype == np.float32 and self.info.classes > 1)
+
+    def _is_one_pass(self, batch: View, options: tuple[int, int, int]) -> bool:
+        """Whether `uf_enqueue` can do it: whole images of a legal size whose pixels the host need not see."""
+        tiling, tile, _ = options
+        if tiling == TILINGS["none"]:
+            return not self._standardises
+        info = self.info
+        legal = all(n >= info.minimum and n % info.multiple == info.remainder for n in batch.shape[1:3])
+        fits = tiling != TILINGS["resize"] and max(batch.shape[1:3]) <= (tile or info.tile)
+        return legal and fits and info.margin == 0 and not self._standardises
+
+    def tune(
+        self,
+        *,
+        batch: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        output: str | os.PathLike[str] | None = None,
+    ) -> Tuning:
+        """Measures which of the file's kernels are the fastest on this GPU, in seconds, and goes on with those.
+
+        batch, height, width  of the images to be fast with; None: the trained size.  The choice is one for all batches:
+                              results never depend on the batch.  From those of an engine that is not tuned they may
+                              differ by a few roundings.
+        output                a file to keep the choice in; None: the user's cache (`$UNET_FAST_CACHE`, else
+                              `$XDG_CACHE_HOME/unet_fast`, else `~/.cache/unet_fast`), where every engine with the same
+                              GPU code finds it that is opened on such a GPU with such a driver.
+
+        Returns what was measured.  `UnsupportedError` on a CPU, `OSError` where the choice cannot be kept (the engine
+        has it all the same), `ValueError` for a size that is not accepted, `MemoryError`, `DeviceError`.
+        """
+        from .tune import Tuning
+
+        path = None if output is None else os.fsencode(os.path.abspath(os.fspath(output)))
+        try:
+            self._native.tune(path=path, **_pass_shape(batch, height, width))
+        finally:
+            self._refresh()
+        return Tuning.read(self.info.tuning_file)
+
+    def profile(self, *, batch: int = 1, height: int | None = None, width: int | None = None) -> Profile:
+        """Times each op for about a second, on images of that size (None: the trained one), beside the most that this
+        device can do.
+
+        `ValueError` for a size that is not accepted, `UnsupportedError` on device cpu-reference, `MemoryError`,
+        `DeviceError`.
+        """
+        from .profile import Profile
+
+        ops, whole = self._native.profile(**_pass_shape(batch, height, width))
+        side = self.info.tile
+        return Profile.of(self, batch, height or side, width or side, ops, whole)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is now: an engine on device "auto" goes on with the CPU when its GPU is lost."""
+        if self._native.device() != self._info.device:
+            self._refresh()
+        return self._info
+
+    def _refresh(self) -> None:
+        self._info = replace(self._info, **self._native.info())
 
     @property
     def source(self) -> str | bytes:
@@ -329,9 +483,9 @@ def _reopen(source: str | bytes, options: dict[str, Any]) -> Engine:
     return Engine(source, **options)
 
 
-def _class_names_and_palette(source: str | bytes) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
+def _class_names_and_palette(document: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
     """The two things in an engine file that are for people only, so that the runtime does not report them."""
-    output = read_document(source)["output"]
+    output = document["output"]
     try:
         names = tuple(str(name) for name in output["class_names"])
         palette = tuple((int(red), int(green), int(blue)) for red, green, blue in output["palette"])
@@ -350,6 +504,14 @@ def _tiling_arguments(tiling: str, tile: int | None, overlap: int | None) -> tup
     return TILINGS[tiling], tile or 0, overlap or 0
 
 
+def _pass_shape(batch: int, height: int | None, width: int | None) -> dict[str, int]:
+    """The three as the C API takes them, where 0 is the default."""
+    for name, value in (("batch", batch), ("height", height), ("width", width)):
+        if value is not None:
+            _check_positive_integer(name, value)
+    return {"count": batch, "height": height or 0, "width": width or 0}
+
+
 def _check_positive_integer(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
@@ -366,17 +528,74 @@ def _as_float(name: str, value: SupportsFloat) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}") from None
 
 
+def _dtype_named(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        raise TypeError(f"image dtype must be uint8, uint16 or float32, got {name}") from None
+
+
+def _check_strides(name: str, view: View) -> None:
+    """What the runtime cannot read in place on a GPU: there it copies nothing."""
+    strides = [stride for size, stride in zip(view.shape, view.strides, strict=True) if size > 1]
+    if 0 in strides or any(number % view.item_bytes for number in (view.address, *strides)):
+        raise ValueError(
+            f"{name} in GPU memory must be aligned and have no repeated axis, its strides are {view.strides} bytes; "
+            "make a contiguous copy"
+        )
+
+
 def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], class_axes: int, batch: NDArray[Any]) -> None:
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
-    if out.dtype != dtype:
-        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
-    if out.shape != shape:
-        raise ValueError(f"out must have shape {shape}, got {out.shape}")
-    if not out.flags.writeable:
-        raise ValueError("out is read-only")
-    row = out[(0,) * (out.ndim - 1 - class_axes)]
-    if not row.flags.c_contiguous or not out.flags.aligned or any(stride < 0 for stride in out.strides):
-        raise ValueError(f"out must have contiguous rows and no negative strides, its strides are {out.strides}")
+        raise TypeError(f"out must be a NumPy array, as image is in host memory, got {type(out).__name__}")
+    _check_result(str(out.dtype), out.shape, out.strides, not out.flags.writeable, shape, dtype, class_axes)
+    if not out.flags.aligned:
+        raise ValueError("out must be aligned to its dtype")
     if np.may_share_memory(out, batch):
         raise ValueError("out shares memory with image; the result is written while the image is still read")
+
+
+def _view_of_out(
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    class_axes: int,
+    image: View,
+    ordinal: int,
+    device: _native.Device,
+    stream: int,
+) -> View:
+    if not is_cuda_array(out):
+        raise TypeError(f"out must be an array in GPU memory, as image is, got {type(out).__name__}")
+    view = view_of(out, "out", ordinal, device, stream)
+    _check_result(view.dtype, view.shape, view.strides, view.read_only, shape, dtype, class_axes)
+    _check_strides("out", view)
+    (first, end), (image_first, image_end) = view.span(), image.span()
+    if first < image_end and image_first < end:
+        raise ValueError("out shares memory with image; the result is written while the image is still read")
+    return view
+
+
+def _check_result(
+    given_dtype: str,
+    given: tuple[int, ...],
+    strides: tuple[int, ...],
+    read_only: bool,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    class_axes: int,
+) -> None:
+    """An array `out` with its strides in bytes against what is to be written, `shape` with 0 or 1 axes for classes."""
+    if given_dtype != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {given_dtype}")
+    if given != shape:
+        raise ValueError(f"out must have shape {shape}, got {given}")
+    if read_only:
+        raise ValueError("out is read-only")
+    # A row is the width and, if there is one, the axis of the classes.
+    row, tight = True, dtype.itemsize
+    for size, stride in list(zip(shape, strides, strict=True))[: -2 - class_axes : -1]:
+        row = row and (size == 1 or stride == tight)
+        tight *= size
+    if not row or any(stride < 0 for stride in strides):
+        raise ValueError(f"out must have contiguous rows and no negative strides, its strides are {strides}")

@@ -2,85 +2,113 @@
 // hands pointers and strides over, releases the GIL and turns a status into an exception.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <tuple>
+#include <vector>
 
+#include "cuda_arrays.h"
+#include "errors.h"
 #include "unet_fast.h"
 
-namespace py = pybind11;
+namespace uf::python {
 
 namespace {
 
-py::object exception_type(uf_status status) {
-    const auto builtin = [](PyObject *type) { return py::reinterpret_borrow<py::object>(type); };
-    const auto own = [](const char *name) -> py::object { return py::module_::import("unet_fast.errors").attr(name); };
-    switch (status) {
-    case UF_ERR_INVALID_ARGUMENT:
-        return builtin(PyExc_ValueError);
-    case UF_ERR_IO:
-        return builtin(PyExc_OSError);
-    case UF_ERR_OUT_OF_MEMORY:
-        return builtin(PyExc_MemoryError);
-    case UF_ERR_BAD_FILE:
-    case UF_ERR_VERSION:
-        return own("EngineFileError");
-    case UF_ERR_UNSUPPORTED:
-        return own("UnsupportedError");
-    case UF_ERR_DEVICE:
-    case UF_ERR_DEVICE_LOST:
-        return own("DeviceError");
-    default:
-        return builtin(PyExc_RuntimeError);
-    }
-}
-
-// Runs `call` without the GIL; raises what it reports.  The message is read on the thread that failed.
-template <typename Call> void checked(const Call &call) {
-    uf_status status;
-    std::string message;
-    {
-        py::gil_scoped_release unlocked;
-        status = call();
-        if (status != UF_OK) {
-            message = uf_last_error();
+// A strided array: a NumPy array, or the tuple (address, dtype, shape, strides in bytes) for one in GPU memory.
+struct Pixels {
+    explicit Pixels(const py::object &array) {
+        if (py::isinstance<py::array>(array)) {
+            const auto host = py::reinterpret_borrow<py::array>(array);
+            data = const_cast<void *>(host.data());
+            dtype = dtype_named(py::str(host.dtype()));
+            shape.assign(host.shape(), host.shape() + host.ndim());
+            strides.assign(host.strides(), host.strides() + host.ndim());
+            writeable = host.writeable();
+        } else {
+            uintptr_t address = 0;
+            std::string name;
+            std::tie(address, name, shape, strides) = array.cast<std::tuple<uintptr_t, std::string, Sizes, Sizes>>();
+            data = reinterpret_cast<void *>(address);
+            dtype = dtype_named(name);
+            memory = UF_MEMORY_CUDA;
         }
     }
-    if (status != UF_OK) {
-        PyErr_SetString(exception_type(status).ptr(), message.c_str());
-        throw py::error_already_set();
+
+    int32_t extent(size_t axis) const {
+        if (shape[axis] > std::numeric_limits<int32_t>::max()) {
+            throw py::value_error("an axis of " + std::to_string(shape[axis]) +
+                                  " elements is too long (2147483647 at most)");
+        }
+        return static_cast<int32_t>(shape[axis]);
     }
+
+    // In the C API a stride of 0 means "default", which is right for an axis of one element whatever stands there.
+    // engine.py lets no other stride of 0 (a broadcast array) through.
+    int64_t stride(size_t axis) const { return shape[axis] > 1 ? strides[axis] : 0; }
+
+    using Sizes = std::vector<py::ssize_t>;
+    void *data = nullptr;
+    int32_t dtype = 0, memory = UF_MEMORY_HOST;
+    Sizes shape, strides;
+    bool writeable = true;
+
+  private:
+    static int32_t dtype_named(const std::string &name) {
+        if (name == "uint8") {
+            return UF_UINT8;
+        }
+        if (name == "uint16") {
+            return UF_UINT16;
+        }
+        if (name == "float32") {
+            return UF_FLOAT32;
+        }
+        throw py::type_error("arrays must be uint8, uint16 or float32");
+    }
+};
+
+// (N, H, W, C)
+uf_image image_of(const Pixels &pixels, float max_value) {
+    if (pixels.shape.size() != 4) {
+        throw py::value_error("image must be (N, H, W, C)");
+    }
+    uf_image image = {};
+    image.struct_size = sizeof image;
+    image.data = pixels.data;
+    image.dtype = pixels.dtype;
+    image.memory = pixels.memory;
+    image.count = pixels.extent(0);
+    image.height = pixels.extent(1);
+    image.width = pixels.extent(2);
+    image.channels = pixels.extent(3);
+    image.image_stride_bytes = pixels.stride(0);
+    image.row_stride_bytes = pixels.stride(1);
+    image.pixel_stride_bytes = pixels.stride(2);
+    image.channel_stride_bytes = pixels.stride(3);
+    image.max_value = max_value;
+    return image;
 }
 
-int32_t dtype_of(const py::array &array) {
-    const char kind = array.dtype().kind();
-    const py::ssize_t size = array.itemsize();
-    if (kind == 'u' && size == 1) {
-        return UF_UINT8;
+// (N, h, w) uint8 or (N, h, w, K) float32 with contiguous rows.
+uf_output output_in(const Pixels &pixels) {
+    if (pixels.shape.size() < 3 || !pixels.writeable) {
+        throw py::value_error("output must be a writeable (N, h, w[, K])");
     }
-    if (kind == 'u' && size == 2) {
-        return UF_UINT16;
-    }
-    if (kind == 'f' && size == 4) {
-        return UF_FLOAT32;
-    }
-    throw py::type_error("arrays must be uint8, uint16 or float32");
+    uf_output output = {};
+    output.struct_size = sizeof output;
+    output.data = pixels.data;
+    output.dtype = pixels.dtype;
+    output.memory = pixels.memory;
+    output.image_stride_bytes = pixels.stride(0);
+    output.row_stride_bytes = pixels.stride(1);
+    return output;
 }
-
-int32_t extent(const py::array &array, int axis) {
-    const py::ssize_t size = array.shape(axis);
-    if (size > std::numeric_limits<int32_t>::max()) {
-        throw py::value_error("an axis of " + std::to_string(size) + " elements is too long (2147483647 at most)");
-    }
-    return static_cast<int32_t>(size);
-}
-
-// In the C API a stride of 0 means "default", which is right for an axis of one element whatever NumPy says there.
-// engine.py lets no other stride of 0 (a broadcast array) through.
-int64_t stride(const py::array &array, int axis) { return array.shape(axis) > 1 ? array.strides(axis) : 0; }
 
 class Engine {
   public:
@@ -127,7 +155,47 @@ class Engine {
         result["margin"] = info.margin;
         result["halo"] = info.halo < 0 ? py::object(py::none()) : py::int_(info.halo);
         result["ops"] = info.op_count;
+        result["tuning"] = info.tuning;
+        result["tuning_file"] = info.tuning_file;
         return result;
+    }
+
+    // What changes where a GPU is lost, without the rest of `info`.
+    std::string device() const {
+        uf_info info = {};
+        info.struct_size = sizeof info;
+        checked([&] { return uf_engine_info(engine_.get(), &info); });
+        return info.device;
+    }
+
+    void tune(int32_t count, int32_t height, int32_t width, const py::object &path) {
+        const std::string name = path.is_none() ? "" : py::cast<std::string>(path);
+        checked([&] {
+            return uf_engine_tune(engine_.get(), count, height, width, name.empty() ? nullptr : name.c_str());
+        });
+    }
+
+    // ((name, kernel, seconds) of each op, {"pass_seconds": ..., ...})
+    py::tuple profile(int32_t count, int32_t height, int32_t width) const {
+        uf_info info = {};
+        info.struct_size = sizeof info;
+        checked([&] { return uf_engine_info(engine_.get(), &info); });
+        std::vector<uf_op_time> times(static_cast<size_t>(info.op_count), uf_op_time{sizeof(uf_op_time), "", "", 0});
+        uf_profile profile = {};
+        profile.struct_size = sizeof profile;
+        checked([&] {
+            return uf_engine_profile(engine_.get(), count, height, width, times.data(), info.op_count, &profile);
+        });
+        py::list ops;
+        for (const uf_op_time &time : times) {
+            ops.append(py::make_tuple(time.name, time.kernel, time.seconds));
+        }
+        py::dict whole;
+        whole["pass_seconds"] = profile.pass_seconds;
+        whole["bytes_per_second"] = profile.bytes_per_second;
+        whole["operations_per_second"] = profile.operations_per_second;
+        whole["operations_measured"] = profile.operations_measured != 0;
+        return py::make_tuple(ops, whole);
     }
 
     py::tuple output_size(int32_t height, int32_t width, int32_t tiling, int32_t tile, int32_t overlap) const {
@@ -138,34 +206,16 @@ class Engine {
         return py::make_tuple(output_height, output_width);
     }
 
-    // image (N, H, W, C); output (N, h, w) uint8 or (N, h, w, K) float32 with contiguous rows.
-    void segment(const py::array &image, const py::array &output, float max_value, int32_t tiling, int32_t tile,
+    // Arrays as in `image_of` and `output_in`.
+    void segment(const py::object &image, const py::object &output, float max_value, int32_t tiling, int32_t tile,
                  int32_t overlap, float threshold) {
-        if (image.ndim() != 4 || output.ndim() < 3 || !output.writeable()) {
-            throw py::value_error("image must be (N, H, W, C) and output a writeable (N, h, w[, K])");
-        }
-        uf_image source = {};
-        source.struct_size = sizeof source;
-        source.data = image.data();
-        source.dtype = dtype_of(image);
-        source.count = extent(image, 0);
-        source.height = extent(image, 1);
-        source.width = extent(image, 2);
-        source.channels = extent(image, 3);
-        source.image_stride_bytes = stride(image, 0);
-        source.row_stride_bytes = stride(image, 1);
-        source.pixel_stride_bytes = stride(image, 2);
-        source.channel_stride_bytes = stride(image, 3);
-        source.max_value = max_value;
-        uf_output result = {};
-        result.struct_size = sizeof result;
-        result.data = const_cast<void *>(output.data()); // writeable, as checked above
-        result.dtype = dtype_of(output);
-        result.image_stride_bytes = stride(output, 0);
-        result.row_stride_bytes = stride(output, 1);
+        const uf_image source = image_of(Pixels(image), max_value);
+        uf_output result = output_in(Pixels(output));
         const uf_run_options options = {sizeof options, tiling, tile, overlap, threshold};
         checked([&] { return uf_segment(engine_.get(), &source, &options, &result); });
     }
+
+    uf_engine *get() const { return engine_.get(); }
 
   private:
     struct Close {
@@ -174,9 +224,43 @@ class Engine {
     std::unique_ptr<uf_engine, Close> engine_;
 };
 
+// Memory of one pass; may outlive its engine.
+class Context {
+  public:
+    Context(const Engine &engine, int32_t count, int32_t height, int32_t width) {
+        uf_context *context = nullptr;
+        checked([&] { return uf_context_create(engine.get(), count, height, width, &context); });
+        context_.reset(context);
+    }
+    ~Context() {
+        py::gil_scoped_release unlocked; // waits for the last pass
+        context_.reset();
+    }
+    Context(const Context &) = delete;
+    Context &operator=(const Context &) = delete;
+
+    void enqueue(const py::object &image, const py::object &output, float max_value, float threshold,
+                 uintptr_t stream) {
+        const uf_image source = image_of(Pixels(image), max_value);
+        uf_output result = output_in(Pixels(output));
+        checked([&] {
+            return uf_enqueue(context_.get(), &source, threshold, &result, reinterpret_cast<void *>(stream));
+        });
+    }
+
+  private:
+    struct Destroy {
+        void operator()(uf_context *context) const { uf_context_destroy(context); }
+    };
+    std::unique_ptr<uf_context, Destroy> context_;
+};
+
 } // namespace
 
+} // namespace uf::python
+
 PYBIND11_MODULE(_native, module) {
+    using namespace uf::python;
     module.doc() = "The C API of unet_fast as a Python class; use unet_fast.Engine.";
     module.def("version", &uf_version);
     py::class_<Engine>(module, "Engine")
@@ -185,8 +269,18 @@ PYBIND11_MODULE(_native, module) {
              py::kw_only(), py::arg("path"), py::arg("data"), py::arg("device"), py::arg("precision"),
              py::arg("cpu_isa"), py::arg("threads"), py::arg("refuse_embedded_code"))
         .def("info", &Engine::info)
+        .def("device", &Engine::device)
+        .def("tune", &Engine::tune, py::kw_only(), py::arg("count"), py::arg("height"), py::arg("width"),
+             py::arg("path"))
+        .def("profile", &Engine::profile, py::kw_only(), py::arg("count"), py::arg("height"), py::arg("width"))
         .def("output_size", &Engine::output_size, py::arg("height"), py::arg("width"), py::arg("tiling"),
              py::arg("tile"), py::arg("overlap"))
         .def("segment", &Engine::segment, py::arg("image"), py::arg("output"), py::kw_only(), py::arg("max_value"),
              py::arg("tiling"), py::arg("tile"), py::arg("overlap"), py::arg("threshold"));
+    py::class_<Context>(module, "Context")
+        .def(py::init<const Engine &, int32_t, int32_t, int32_t>(), py::arg("engine"), py::kw_only(), py::arg("count"),
+             py::arg("height"), py::arg("width"))
+        .def("enqueue", &Context::enqueue, py::arg("image"), py::arg("output"), py::kw_only(), py::arg("max_value"),
+             py::arg("threshold"), py::arg("stream"));
+    bind_cuda_arrays(module);
 }
