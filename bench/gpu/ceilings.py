@@ -1,0 +1,59 @@
+"""What the device can do at most, measured: fp16 products, memory traffic, and graphs of kernels that do nothing."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .device import Cuda, Device
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """operations_per_s  of a large fp16 matrix product of random numbers, 2 per multiply-add
+    bytes_per_s       of a copy far beyond every cache, read and written
+    node_s            of one more kernel in a chain that is replayed as a CUDA graph
+    """
+
+    operations_per_s: float
+    bytes_per_s: float
+    node_s: float
+
+
+def measure(device: Device, quick: bool) -> Ceilings:
+    side, elements, rounds = (256, 2**20, 3) if quick else (8192, 2**30, 20)
+    dtype = torch.float16 if isinstance(device, Cuda) else torch.float32
+    a, b = (torch.randn(side, side, device=device.name, dtype=dtype) for _ in range(2))
+    target = torch.empty_like(a)
+    product = statistics.median(device.seconds(lambda: torch.mm(a, b, out=target), rounds + 3)[3:])
+    source = torch.randint(0, 255, (elements,), dtype=torch.uint8, device=device.name)
+    copy = torch.empty_like(source)
+    copied = statistics.median(device.seconds(lambda: copy.copy_(source), rounds + 3)[3:])
+    return Ceilings(2 * side**3 / product, 2 * elements / copied, _node_seconds(device))
+
+
+def _node_seconds(device: Device) -> float:
+    """From chains of two lengths, so that what a launch costs as a whole cancels out."""
+    kernel = _nothing(device)
+    short, long = 50, 250
+    times = {}
+    for length in (short, long):
+
+        def chain(length: int = length) -> None:
+            for _ in range(length):
+                kernel()
+
+        times[length] = statistics.median(device.seconds(device.replayed(chain), 53)[3:])
+    return (times[long] - times[short]) / (long - short)
+
+
+def _nothing(device: Device) -> Any:
+    """Launches a kernel of one block that does nothing."""
+    if not isinstance(device, Cuda):
+        return lambda: None
+    from .nothing import nothing
+
+    return lambda: nothing[(1,)](num_warps=4)

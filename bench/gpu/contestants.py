@@ -1,0 +1,103 @@
+"""Who is timed: our engine in device memory and from host memory, and PyTorch in fp16, channels last."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.c_api import CEngine
+from bench.workloads import Array, Network, relative_error, sigmoid
+from unet_fast import Engine
+
+from .device import Cuda, Device, Work
+
+#: Passes between two events: enough that the time of an event does not count, and that the host is ahead.
+PASSES = 50
+
+
+def check(engine: Engine, network: Network, limit: float) -> float:
+    """Relative error of the probabilities of two images against PyTorch in float64; raises beyond `limit`."""
+    error = relative_error(
+        engine.probability(network.batch(2), tiling="none"), sigmoid(network.batch_logits(2)).squeeze(-1)
+    )
+    if not error <= limit:
+        raise RuntimeError(f"{network.name}: relative error {error:.1e} against float64, at most {limit:.0e} is right")
+    return error
+
+
+@contextmanager
+def our_passes(device: Device, engine: Engine, images: Array) -> Iterator[Callable[[int], Any]]:
+    """`run(passes)` enqueues passes over uint8 images (N, H, W, C) in device memory, mask into device memory."""
+    pixels = torch.from_numpy(images).to(device.name)
+    mask = torch.full(images.shape[:3], 7, dtype=torch.uint8, device=device.name)
+    with CEngine(engine, images.shape, on_device=device.on_device) as c_engine:
+
+        def run(passes: int) -> None:
+            c_engine.enqueue(pixels.data_ptr(), mask.data_ptr(), device.stream_handle, passes)
+
+        run(1)
+        device.synchronise()
+        if not np.array_equal(mask.cpu().numpy(), engine.segment(images, tiling="none")):
+            raise RuntimeError("uf_enqueue in device memory and segment() differ")
+        yield run
+        device.synchronise()
+
+
+def our_device_seconds(device: Device, engine: Engine, images: Array, rounds: int, passes: int = PASSES) -> list[float]:
+    """Seconds per pass, passes back to back."""
+    with our_passes(device, engine, images) as run:
+        device.seconds(lambda: run(passes), 3)
+        return [seconds / passes for seconds in device.seconds(lambda: run(passes), rounds)]
+
+
+def our_host_seconds(engine: Engine, image: Array, rounds: int) -> dict[str, list[float]]:
+    """Wall time from uint8 in host memory to the mask there: `uf_segment` timed in C, and `Engine.segment`."""
+    mask = np.empty(image.shape[:3], np.uint8)
+    with CEngine(engine, image.shape) as c_engine:
+        in_c, _ = c_engine.time_calls(image.ctypes.data, mask.ctypes.data, rounds)
+    in_python = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        engine.segment(image, tiling="none", out=mask)
+        in_python.append(time.perf_counter() - start)
+    return {"uf_segment": in_c.tolist(), "Engine.segment": in_python}
+
+
+def torch_passes(device: Device, network: Network, batch: int, how: str) -> Work:
+    """PyTorch's way from normalised pixels in device memory to a mask there, as a CUDA graph.
+
+    `how`: "eager", or "compiled" by `torch.compile(mode="max-autotune")`, which makes the graph itself.
+    """
+    torch.backends.cudnn.benchmark = True
+    dtype = torch.float16 if isinstance(device, Cuda) else torch.float32
+    model = network.torch_model.to(device.name, dtype, memory_format=torch.channels_last)
+    pixels = network.pixels(batch).to(device.name, dtype).contiguous(memory_format=torch.channels_last)
+
+    def masked(x: torch.Tensor) -> torch.Tensor:
+        return (model(x) > 0).to(torch.uint8)
+
+    if how == "eager":
+        forward = masked
+    elif isinstance(device, Cuda):
+        forward = torch.compile(masked, mode="max-autotune")
+    else:
+        forward = torch.compile(masked, backend="eager")
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return forward(pixels)
+
+    work = run if how == "compiled" else device.replayed(run)
+    for _ in range(3):
+        work()
+    device.synchronise()
+    expected = network.batch_logits(min(batch, 2))[..., 0] > 0
+    given = run()[: len(expected), 0].cpu().numpy() > 0
+    if np.mean(given == expected) < 0.99:
+        raise RuntimeError(f"PyTorch ({how}) gives another mask than in float64")
+    return work

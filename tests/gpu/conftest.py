@@ -1,0 +1,79 @@
+"""Fixtures of the tests on a real GPU, which are all skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import networks
+from tests.gpu.run import Gpu, find_gpu
+from unet_fast import engine_file, freeze
+from unet_fast.graph import Graph, from_spec
+from unet_fast.spec import UNetSpec
+
+
+@functools.cache
+def _gpu() -> Gpu | str:
+    return find_gpu()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu() -> Gpu:
+    found = _gpu()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@functools.cache
+def network(name: str, seed: int = 3) -> Graph:
+    """A network of tests/networks.py, or the larger preset."""
+    if name == "relunet64":
+        spec = UNetSpec.preset(name)
+        return from_spec(spec, networks.random_weights(spec, seed))
+    return networks.graph_of(name, seed)
+
+
+Files = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def gpu_file(tmp_path_factory: pytest.TempPathFactory, gpu: Gpu) -> Files:
+    """gpu_file(name, candidates=1, seed=3, precision="fp16") -> engine file with kernels for this GPU, made once.
+
+    candidates  how many of each step; None: as many as `freeze` takes.
+    """
+    from unet_fast.kernels import aot
+
+    @functools.cache
+    def make(name: str, candidates: int | None = 1, seed: int = 3, precision: Any = "fp16") -> Path:
+        path = tmp_path_factory.mktemp("gpu") / f"{name}.unet"
+        with pytest.MonkeyPatch.context() as patch:
+            if candidates is not None:
+                patch.setattr(aot, "CANDIDATES", {})
+                patch.setattr(aot, "OTHER_CANDIDATES", candidates)
+            return freeze(network(name, seed), path, targets=("cpu", gpu.target), precision=precision)
+
+    return make
+
+
+def only(source: Path, folder: Path, target: str, choice: int = 0) -> tuple[Path, bool]:
+    """A copy of an engine file with one candidate per step, the one of rank `choice` on `target` or the last there is;
+    whether any step had so many.  "compute_80" leaves the PTX alone."""
+    file = engine_file.read(source)
+    steps: dict[tuple[Any, ...], list[tuple[int, dict[str, Any]]]] = {}
+    for entry in file.document["kernels"]:
+        key = (entry["op"], entry["step"], tuple(entry["select"].items()))
+        for code in entry["code"]:
+            if code["target"] == target:
+                steps.setdefault(key, []).append((code["rank"], {**entry, "code": [code]}))
+    ordered = [sorted(candidates, key=lambda pair: pair[0]) for candidates in steps.values()]
+    kernels = [candidates[min(choice, len(candidates) - 1)][1] for candidates in ordered]
+    used = {code["tensor"] for entry in kernels for code in entry["code"]}
+    tensors = {name: value for name, value in file.tensors.items() if not name.startswith("kernel.") or name in used}
+    path = engine_file.write(folder / f"{choice}.{source.name}", {**file.document, "kernels": kernels}, tensors)
+    return path, any(choice < len(candidates) for candidates in ordered)

@@ -1,0 +1,110 @@
+"""The tests on a real GPU in one command: builds what they need, runs them, and says so aloud where it cannot.
+
+    python tests/gpu/run.py [options of pytest]
+
+Runs in the project's virtual environment, and as well on a machine without network and virtual environment, with the
+Python at hand if that has the packages below.  The native library is built in place, in build/cmake-<python>.
+
+Exit status: that of pytest; 0 without an NVIDIA GPU; 2 where something that the tests need is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Module -> distribution.
+PACKAGES = {
+    "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm", "torch": "torch",
+    "triton": "triton", "pytest": "pytest", "setuptools": "setuptools", "pybind11": "pybind11",
+}  # fmt: skip
+JSON_HEADER = "nlohmann/json.hpp"
+
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+
+
+class Gpu(NamedTuple):
+    """The first GPU of this machine.  `driver` as cuDriverGetVersion counts, 13000 for CUDA 13.0."""
+
+    name: str
+    target: str
+    driver: int
+
+
+def find_gpu() -> Gpu | str:
+    """The GPU, or why there is none."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"no NVIDIA driver ({error})"
+    if status := driver.cuInit(0):
+        return f"the NVIDIA driver does not start (cuInit gives {status})"
+    count, device, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    if count.value == 0:
+        return "the NVIDIA driver knows no GPU"
+    name = ctypes.create_string_buffer(256)
+    capability = []
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR):
+        value = ctypes.c_int()
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    return Gpu(name.value.decode(), "sm_{}{}".format(*capability), version.value)
+
+
+def missing() -> list[str]:
+    """What has to be installed or carried along first."""
+    wanting = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    places = [Path(folder) for folder in ("/usr/include", "/usr/local/include")]
+    spec = importlib.util.find_spec("nlohmann_json")
+    if spec is not None:
+        places += [Path(folder) / "include" for folder in spec.submodule_search_locations or ()]
+    if not any((place / JSON_HEADER).exists() for place in places):
+        wanting.append(f"nlohmann_json (a header, {JSON_HEADER}; wheel, or Debian's nlohmann-json3-dev)")
+    return wanting
+
+
+def build(environment: dict[str, str]) -> int:
+    """The native library, in place; a second time only what has changed."""
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if result.returncode != 0:
+        print(result.stdout + result.stderr, file=sys.stderr)
+    return result.returncode
+
+
+def environment() -> dict[str, str]:
+    """That of this process, with the tools beside the interpreter (cmake, ninja) and the source tree."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    modules = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PATH": path, "PYTHONPATH": modules}
+
+
+def main(arguments: list[str]) -> int:
+    gpu = find_gpu()
+    if isinstance(gpu, str):
+        print(f"SKIPPED: the GPU tests did not run, {gpu}")
+        return 0
+    print(f"{gpu.name}, {gpu.target}, driver for CUDA {gpu.driver // 1000}.{gpu.driver % 1000 // 10}", flush=True)
+    if wanting := missing():
+        print(f"{sys.executable} lacks {', '.join(wanting)}", file=sys.stderr)
+        return 2
+    if build(environment()) != 0:
+        print("the native library could not be built", file=sys.stderr)
+        return 2
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "--durations=10", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment()).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

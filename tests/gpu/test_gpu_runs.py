@@ -1,0 +1,200 @@
+"""On a real GPU: repeats, threads, streams, PyTorch's tensors, memory, tuning, and NVIDIA's checkers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.gpu.conftest import Files, only
+from tests.gpu.run import ROOT, Gpu
+from tests.pixels import random_image
+from unet_fast import Engine
+from unet_fast.cuda_arrays import CudaArray
+
+pytestmark = pytest.mark.gpu
+torch = pytest.importorskip("torch")
+
+REPEATS = 10_000
+THREADS = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch_sees_the_gpu(gpu: Gpu) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip(f"PyTorch {torch.__version__} has no CUDA, or none that this driver runs")
+
+
+@pytest.fixture(scope="module")
+def preset(gpu_file: Files) -> Engine:
+    return Engine(gpu_file("relunet16", None), device="cuda")
+
+
+def on_gpu(array: np.ndarray[Any, Any]) -> Any:
+    return torch.from_numpy(array).cuda()
+
+
+# --- the same bits ---
+
+
+@pytest.mark.parametrize("choice", [0, 2, 4])
+def test_ten_thousand_repeats(gpu_file: Files, gpu: Gpu, tmp_path: Path, choice: int) -> None:
+    """Split sums, whose parts arrive in any order, included."""
+    path, _ = only(gpu_file("relunet16", None), tmp_path, gpu.target, choice)
+    engine = Engine(path, device="cuda")
+    image = on_gpu(random_image((256, 256), seed=choice))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        first = torch.from_dlpack(engine.probability(image, tiling="none"))
+        again = torch.empty_like(first)
+        differing = torch.zeros((), dtype=torch.int64, device="cuda")
+        for _ in range(REPEATS):
+            again.fill_(float("nan"))
+            engine.probability(image, tiling="none", out=again, stream=stream)
+            differing += (again != first).sum()
+    stream.synchronize()
+    assert differing.item() == 0
+
+
+def test_a_batch_gives_what_each_image_gives(preset: Engine) -> None:
+    images = random_image((11, 256, 256), seed=1)
+    together = preset.probability(images, tiling="none")
+    for index, image in enumerate(images):
+        assert np.array_equal(preset.probability(image, tiling="none"), together[index])
+
+
+def test_threads_with_their_own_streams(preset: Engine) -> None:
+    images = [on_gpu(random_image((256, 256), seed=seed)) for seed in range(THREADS)]
+    expected = [preset.segment(image, tiling="none").numpy() for image in images]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        stream = torch.cuda.Stream()
+        try:
+            for turn in range(200):
+                which = (index + turn) % THREADS
+                result = preset.segment(images[which], tiling="none", stream=stream)
+                if not np.array_equal(result.numpy(), expected[which]):
+                    wrong.append(which)
+        except Exception as error:
+            wrong.append(index)
+            raise error
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+# --- PyTorch's tensors ---
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_tensors(gpu_file: Files, dtype: str) -> None:
+    """Contiguous, planar and sliced; as a result and into `out`; on the default and on another stream."""
+    engine = Engine(gpu_file("rgb"), device="cuda")
+    pixels = random_image((3, 40, 48, 3), dtype, seed=2)
+    expected = engine.probability(pixels, tiling="none")
+    whole = on_gpu(pixels)
+    planar = whole.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    sliced = on_gpu(np.pad(pixels, ((0, 0), (1, 2), (3, 4), (0, 0))))[:, 1:41, 3:51]
+    for image in (whole, planar, sliced):
+        for stream in (None, torch.cuda.default_stream(), torch.cuda.Stream()):
+            result = engine.probability(image, tiling="none", stream=stream)
+            assert isinstance(result, CudaArray)
+            if stream is not None:
+                torch.cuda.current_stream().wait_stream(stream)
+            assert np.array_equal(torch.from_dlpack(result).cpu().numpy(), expected)
+            assert np.array_equal(torch.as_tensor(result, device="cuda").cpu().numpy(), expected)
+            out = torch.full(expected.shape, float("nan"), device="cuda")
+            assert engine.probability(image, tiling="none", out=out, stream=stream) is out
+            torch.cuda.synchronize()
+            assert np.array_equal(out.cpu().numpy(), expected)
+
+
+def test_order_with_other_work(preset: Engine) -> None:
+    """The image is made on a busy stream just before, the result read just after, the tensors freed at once."""
+    pixels = random_image((256, 256), seed=3)
+    expected = preset.segment(pixels, tiling="none")
+    busy = torch.randn(4096, 4096, device="cuda")
+    host = torch.from_numpy(pixels).pin_memory()
+    for stream in (torch.cuda.Stream(), torch.cuda.default_stream()):
+        with torch.cuda.stream(stream):
+            for same_stream in (True, False):
+                for _ in range(20):
+                    busy = busy @ busy / busy.norm()
+                    image = torch.zeros(256, 256, dtype=torch.uint8, device="cuda")
+                    image.copy_(host, non_blocking=True)
+                    result = preset.segment(image, tiling="none", stream=stream if same_stream else None)
+                    del image
+                    copy = torch.from_dlpack(result).clone()
+                    assert np.array_equal(copy.cpu().numpy(), expected)
+
+
+def test_what_does_not_fit(preset: Engine) -> None:
+    image = on_gpu(random_image((256, 256)))
+    with pytest.raises(TypeError, match="float16"):
+        preset.segment(image.half())
+    with pytest.raises(ValueError, match="repeated axis"):
+        preset.segment(image[:1].expand(256, 256))
+    with pytest.raises(ValueError, match="contiguous rows"):
+        preset.segment(image, out=torch.empty(256, 512, dtype=torch.uint8, device="cuda")[:, ::2])
+    with pytest.raises(TypeError, match=r"grad"):
+        preset.probability(torch.zeros(256, 256, device="cuda", requires_grad=True))
+    with pytest.raises(TypeError, match="out must be an array in GPU memory"):
+        preset.segment(image, out=np.empty((256, 256), np.uint8))
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize(("name", "limit"), [("relunet16", 100e6), ("relunet64", 400e6)])
+def test_device_memory(gpu_file: Files, name: str, limit: float) -> None:
+    """What an engine takes for batch 1, weights and code included."""
+    path = gpu_file(name, None)
+    image = random_image((256, 256))
+    torch.cuda.synchronize()
+    Engine(path, device="cuda").segment(image)  # the driver's own first needs
+    before, _ = torch.cuda.mem_get_info()
+    engine = Engine(path, device="cuda")
+    engine.segment(image)
+    after, _ = torch.cuda.mem_get_info()
+    assert 0 < before - after <= limit, f"{(before - after) / 1e6:.0f} MB"
+
+
+# --- NVIDIA's checkers ---
+
+PROGRAM = """
+import sys
+import numpy as np
+from unet_fast import Engine
+engine = Engine(sys.argv[1], device="cuda")
+images = np.random.default_rng(0).integers(0, 256, (2, engine.tile, engine.tile, engine.channels), np.uint8)
+engine.probability(images, tiling="none")
+if engine.info.output != "identity":
+    engine.segment(images, tiling="none")
+"""
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])
+@pytest.mark.parametrize("name", ["rgb", "odd", "bilinear"])
+def test_compute_sanitizer(gpu_file: Files, gpu: Gpu, tmp_path: Path, tool: str, name: str) -> None:
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    path, _ = only(gpu_file(name, None), tmp_path, gpu.target, 1)
+    command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", PROGRAM, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    output = result.stdout + result.stderr
+    if "Device not supported" in output:
+        pytest.skip("compute-sanitizer does not support this device or its virtual machine")
+    assert result.returncode == 0, output[-3000:]
+    assert "ERROR SUMMARY: 0 errors" in output or "RACECHECK SUMMARY: 0 hazards" in output, output[-3000:]
