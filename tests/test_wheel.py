@@ -1,4 +1,4 @@
-"""The sdist and the wheel: built offline, accepted by auditwheel, and at work in clean environments.  `make test-wheel`."""
+"""The sdist and the wheel: built offline, accepted by auditwheel, at work in clean environments (`make test-wheel`)."""
 
 from __future__ import annotations
 
