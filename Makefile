@@ -61,7 +61,7 @@ help:
 $(VENV)/created:
 	@echo "== virtual environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install "setuptools>=70" "pybind11>=2.12" "cmake>=3.22" ninja "nlohmann_json>=3.11"
+	$(PIP) install "setuptools>=77" "pybind11>=2.12" "cmake>=3.22" ninja "nlohmann_json>=3.11"
 	@touch $@
 
 $(VENV)/runtime: $(VENV)/created $(NATIVE) pyproject.toml $(PRETRAINED)
