@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from train import data, report
-from train.augment import augment, mirror
+from train.augment import augment, mirror, window
 from train.data import DataError, Sample
 from unet_fast.images import ImageError, read_pages, write_image
 from unet_fast.spec import UNetSpec
@@ -236,6 +236,37 @@ def test_augmentation_moves_image_and_mask_alike(seed: int) -> None:
     again, moved_again = augment(pixels, mask, np.random.default_rng(seed))
     assert np.array_equal(changed, again)
     assert np.array_equal(moved, moved_again)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_windows_are_parts_and_half_of_them_hold_an_object(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    height, width, side = random.integers(20, 60, 3)
+    pixels = np.arange(height * width, dtype=np.float32).reshape(height, width, 1)
+    target = np.zeros((height, width), np.uint8)
+    y, x = random.integers(height), random.integers(width)
+    target[y, x] = 3
+    held = 0
+    for _ in range(100):
+        part, truth = window(pixels, target, side, random)
+        assert truth.shape == (min(side, height), min(side, width))
+        top, left = divmod(int(part[0, 0, 0]), width)
+        place = np.s_[top : top + side, left : left + side]
+        assert np.array_equal(part, pixels[place])
+        assert np.array_equal(truth, target[place])
+        held += bool(truth.any())
+    assert held >= 35  # half at random around the object, and whatever the others meet
+
+
+def test_windows_of_what_has_no_object_or_is_no_larger() -> None:
+    random = np.random.default_rng(0)
+    pixels, target = np.zeros((30, 40, 1), np.float32), np.zeros((30, 40), np.uint8)
+    assert window(pixels, target, 32, random)[1].shape == (30, 32)
+    before = random.bit_generator.state
+    whole, truth = window(pixels, target, 40, random)
+    assert whole is pixels
+    assert truth is target
+    assert random.bit_generator.state == before  # so that a run with whole images repeats what it did before
 
 
 def test_mirroring() -> None:

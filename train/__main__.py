@@ -80,6 +80,7 @@ def _train_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="optimizer steps; with this alone a run repeats bit for bit")
     for name, text in (
         ("batch", "images per step"),
+        ("window", "side of the part of each image that a step sees, chosen anew each time"),
         ("learning_rate", "peak, reached after warm-up"),
         ("weight_decay", "of the convolution weights"),
         ("evaluations", "times the held-out part is scored"),
@@ -133,7 +134,10 @@ def _train(options: argparse.Namespace) -> int:
         precision=choose_precision(options.precision, choose_device(options.device)),
         half=options.half,
         augment=not options.no_augment,
-        **{name: getattr(options, name) for name in ("batch", "learning_rate", "weight_decay", "evaluations", "seed")},
+        **{
+            name: getattr(options, name)
+            for name in ("batch", "window", "learning_rate", "weight_decay", "evaluations", "seed")
+        },
     )
 
     # 2. Data, split and checked.

@@ -27,6 +27,28 @@ def augment(
     return (_intensity(pixels, random) if intensity else pixels), np.ascontiguousarray(target)
 
 
+def window(
+    pixels: Floats, target: NDArray[np.generic], side: int, random: np.random.Generator, *, follow: bool = True
+) -> tuple[Floats, NDArray]:
+    """`side` x `side` of `pixels` (H, W, C) and `target` (H, W[, classes]); what is no larger stays as it is.
+
+    Half of the windows lie anywhere; with `follow` the other half hold a pixel, drawn at random, of a class other than
+    0 if the image has one: a step then sees several times the objects in the same arithmetic.
+    """
+    height, width = target.shape[:2]
+    tall, wide = min(side, height), min(side, width)
+    if (tall, wide) == (height, width):
+        return pixels, target
+    top, left = int(random.integers(height - tall + 1)), int(random.integers(width - wide + 1))
+    objects = np.flatnonzero(target) if follow and random.random() < 0.5 else np.empty(0, np.int64)
+    if objects.size:
+        y, x = divmod(int(objects[random.integers(objects.size)]), width)
+        top = int(np.clip(y - random.integers(tall), 0, height - tall))
+        left = int(np.clip(x - random.integers(wide), 0, width - wide))
+    place = np.s_[top : top + tall, left : left + wide]
+    return pixels[place], target[place]
+
+
 def _turn(pixels: Floats, target: NDArray, random: np.random.Generator) -> tuple[Floats, NDArray]:
     """One of the eight symmetries of the square."""
     quarters, flip = int(random.integers(4)), bool(random.integers(2))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from train.augment import augment
+from train.augment import augment, window
 from train.checkpoint import load_state, resume_path, save_network, save_state
 from train.data import Sample
 from train.model import UNet
@@ -50,7 +50,8 @@ class Recipe:
 
     steps: int | None = None
     minutes: float | None = None
-    batch: int = 8
+    batch: int = 16
+    window: int = 128  # side of the part of each image that a step sees; a larger one takes more time per image
     learning_rate: float = 1e-3  # 3e-3 and above can drive a ReLU network to all background, for good
     weight_decay: float = 1e-4
     warm_up: float = 0.05
@@ -73,6 +74,7 @@ class Recipe:
         demand(self.steps is None or self.steps >= 1, "steps", "at least 1")
         demand(self.minutes is None or self.minutes > 0, "minutes", "positive")
         demand(self.batch >= 1, "batch", "at least 1")
+        demand(self.window >= 16, "window", "at least 16")
         demand(0 < self.learning_rate <= 0.1, "learning_rate", "above 0 and at most 0.1")
         demand(0 <= self.warm_up < 1, "warm_up", "at least 0 and below 1")
         demand(self.clip > 0, "clip", "positive")
@@ -292,6 +294,7 @@ class _Batches:
                 # Standardising undoes changes of gain and offset; how far objects stand out still varies with how
                 # many of them an image holds.
                 image = image * np.float32(np.exp(random.uniform(-0.4, 0.4))) + np.float32(random.uniform(-0.2, 0.2))
+            image, target = window(image, target, self.recipe.window, random, follow=segmenting)
             pixels.append(to_input(image, self.spec))
             targets.append(target)
         return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(targets))
