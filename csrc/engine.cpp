@@ -194,11 +194,17 @@ class Passes {
         : contexts_(*backend.contexts), passes_(passes) {
         const int64_t lanes = std::min<int64_t>(backend.executor->overlapping_passes(), passes);
         for (int64_t lane = 0; lane < lanes; ++lane)
-            workspaces_.push_back(contexts_.take(shape));
+            try {
+                workspaces_.push_back(contexts_.take(shape));
+            } catch (const Error &error) {
+                if (lane == 0 || error.status() != UF_ERR_OUT_OF_MEMORY)
+                    throw;
+                break; // the second only saves time
+            }
     }
 
-    // start(pass, workspace) begins a pass, collect(pass, workspace) takes its results; both in the order of passes.
-    // Where one of them throws, the contexts are not used again.
+    // start(pass, workspace) fills the workspace and calls `begin`, collect(pass, workspace) takes the results; both in
+    // the order of passes.  Where one of them throws, the contexts are not used again.
     template <class Start, class Collect> void run(const Start &start, const Collect &collect) {
         const auto lanes = static_cast<int64_t>(workspaces_.size());
         const auto of = [&](int64_t pass) -> Workspace & { return *workspaces_[static_cast<size_t>(pass % lanes)]; };
@@ -206,12 +212,24 @@ class Passes {
             if (pass < passes_)
                 start(pass, of(pass));
             if (const int64_t before = pass + 1 - lanes; before >= 0) {
-                of(before).context->finish_pass();
+                if (lanes > 1)
+                    of(before).context->finish_pass();
                 collect(before, of(before));
             }
         }
         for (std::unique_ptr<Workspace> &workspace : workspaces_)
             contexts_.give_back(std::move(workspace));
+    }
+
+    // The first `count` images of the workspace.
+    void begin(Workspace &workspace, int64_t count, float logit_threshold) const {
+        Context &context = *workspace.context;
+        if (workspaces_.size() > 1)
+            context.start_pass(workspace.images.data(), workspace.transforms.data(), static_cast<int>(count),
+                               logit_threshold, workspace.outputs.data());
+        else
+            context.run(workspace.images.data(), workspace.transforms.data(), static_cast<int>(count), logit_threshold,
+                        workspace.outputs.data(), nullptr);
     }
 
   private:
@@ -423,8 +441,7 @@ void Engine::run_abutting(const Backend &backend, const Layout &layout, const Im
                             : OutputView{workspace.staging(static_cast<size_t>(staging * count)) + i * staging,
                                          outputs.first.type, staging_row};
         }
-        workspace.context->start_pass(workspace.images.data(), workspace.transforms.data(),
-                                      static_cast<int>(in_pass(pass)), logit(threshold), workspace.outputs.data());
+        lanes.begin(workspace, in_pass(pass), logit(threshold));
     };
     const auto collect = [&](int64_t pass, Workspace &workspace) {
         for (int64_t i = 0; i < in_pass(pass); ++i) {
@@ -472,8 +489,7 @@ void Engine::run_blended(const Backend &backend, const Layout &layout, const Ima
             workspace.outputs[i] = {results + i * tile_bytes, ResultType::probability,
                                     tile_row * static_cast<int64_t>(sizeof(float))};
         }
-        workspace.context->start_pass(workspace.images.data(), workspace.transforms.data(),
-                                      static_cast<int>(tiles.count), 0.0F, workspace.outputs.data());
+        lanes.begin(workspace, static_cast<int64_t>(tiles.count), 0.0F);
     };
 
     // The sums of one row of tiles; what the next row of tiles does not add to is written out, the rest moves up.

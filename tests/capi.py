@@ -53,6 +53,20 @@ class RunOptions(ctypes.Structure):
     )  # fmt: skip
 
 
+class OpTime(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t), ("name", ctypes.c_char_p), ("kernel", ctypes.c_char_p),
+        ("seconds", ctypes.c_double),
+    )  # fmt: skip
+
+
+class WholeProfile(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t), ("pass_seconds", ctypes.c_double), ("bytes_per_second", ctypes.c_double),
+        ("operations_per_second", ctypes.c_double), ("operations_measured", ctypes.c_int32),
+    )  # fmt: skip
+
+
 class StatusError(Exception):
     """A status that is not UF_OK, with the library's message."""
 

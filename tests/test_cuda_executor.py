@@ -10,7 +10,7 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ from tests.fake_gpu import (
     OUT_OF_MEMORY,
     ROOT,
     FakeDriver,
-    FakeMachine,
-    build,
     on_fake_gpu,
 )
 from tests.fake_kernels import Target, with_kernels, with_triton_launches
@@ -42,17 +40,6 @@ Array = np.ndarray[Any, Any]
 TOLERANCE = {"float32": 1e-5, "tf32": 1e-5, "fp16": 5e-3, "bf16": 2e-2}
 
 PLAIN_TILE = networks.SPECS["plain"].tile
-
-
-@pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeMachine]:
-    try:
-        library = build(tmp_path_factory.mktemp("fake_cuda"))
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    machine = FakeMachine(library)
-    yield machine
-    machine.close()
 
 
 @pytest.fixture(scope="session")
@@ -165,6 +152,38 @@ def test_tilings(driver: FakeDriver, folder: Path, tiling: Any) -> None:
     tile = 64 if tiling == "exact" else None
     result = engine.probability(pixels, tiling=tiling, tile=tile)
     assert difference(result, truth_of(folder, "plain", pixels, tiling=tiling, tile=tile)) < TOLERANCE["fp16"]
+
+
+@pytest.mark.parametrize("name", ["classes", "valid", "regression"])
+@on_fake_gpu
+def test_many_tiles_and_images(driver: FakeDriver, folder: Path, name: str) -> None:
+    """More than one pass, so that the host copies and blends while the GPU computes: into memory of any strides, twice
+    with the same contexts."""
+    engine = Engine(file_with(folder, name), device="cuda")
+    side = engine.info.tile
+    on_cpu = Engine(frozen(folder, name), device="cpu", precision="float32")
+    wide = random_image((side * 3, side * 3 + 5, engine.channels), "uint16", seed=3)
+    batch = random_image((19, side // 2, side // 2, engine.channels), seed=4)
+    for _ in range(2):
+        for pixels, tiling in ((wide, "fast"), (wide[::-1, ::-1], "exact"), (batch, "fast"), (batch, "resize")):
+            result = engine.probability(pixels, tiling=tiling)  # type: ignore[arg-type]
+            truth = on_cpu.probability(pixels, tiling=tiling)  # type: ignore[arg-type]
+            assert difference(result, truth) < TOLERANCE["fp16"], tiling
+    if name == "regression":
+        return
+    padded = np.full((side * 3, side * 3 + 9), 77, np.uint8)
+    mask = engine.segment(wide, out=padded[:, 2 : side * 3 + 7])
+    assert np.mean(mask == on_cpu.segment(wide)) > 0.99
+    assert (padded[:, :2] == 77).all()
+    assert (padded[:, side * 3 + 7 :] == 77).all()
+
+
+@pytest.mark.parametrize(("side", "expected"), [(32, 1), (83, 2)])
+@on_fake_gpu
+def test_passes_overlap(driver: FakeDriver, folder: Path, side: int, expected: int) -> None:
+    engine = Engine(file_with(folder), device="cuda")
+    engine.segment(random_image((side, side, 1), seed=5))
+    assert driver.report()["streams_busy_at_once"] == expected
 
 
 @on_fake_gpu
@@ -505,6 +524,44 @@ def test_any_call_may_fail(driver: FakeDriver, folder: Path, error: int) -> None
     assert np.array_equal(_all_of_it(path, pixels), expected)
 
 
+@pytest.mark.parametrize("error", [INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS])
+@on_fake_gpu
+def test_any_call_of_tiling_may_fail(driver: FakeDriver, folder: Path, error: int) -> None:
+    """Blended tiles and a batch in several passes, contexts under way that have to be given up: the engine goes on,
+    on device "auto" with the CPU where the GPU is lost."""
+    path = file_with(folder)
+    image, batch = random_image((21, 18, 1), seed=12), random_image((11, 8, 8, 1), seed=13)
+    on_cpu = Engine(path, device="cpu", precision="float32")
+    lost = error == ILLEGAL_ADDRESS
+
+    def run(engine: Engine) -> list[Array]:
+        return [engine.probability(image, tile=8), engine.probability(batch, tiling="none")]
+
+    truth = run(on_cpu)
+    engine = Engine(path)
+    expected = run(engine)
+    before = driver.report()["calls"]
+    run(engine)
+    calls = driver.report()["calls"] - before
+    failures = 0
+    for call in range(1, calls + 1):
+        driver.fail(call, error, lasting=lost)
+        try:
+            results = run(engine)
+        except (DeviceError, MemoryError):
+            failures += 1
+        else:
+            for result, right, exact in zip(results, truth, expected, strict=True):
+                assert np.array_equal(result, exact) or (lost and difference(result, right) < TOLERANCE["fp16"])
+        driver.fail(0, 0)
+        if lost:
+            assert engine.device == "cpu" or call > calls - 10
+            engine = Engine(path)
+        for result, exact in zip(run(engine), expected, strict=True):
+            assert np.array_equal(result, exact)
+    assert failures == 0 if lost else failures > calls / 2
+
+
 @on_fake_gpu
 def test_an_engine_survives_a_failed_pass(driver: FakeDriver, folder: Path) -> None:
     """A call that fails in the middle of a pass leaves the context usable, its scratch memory in order."""
@@ -589,6 +646,35 @@ def test_too_little_memory(driver: FakeDriver, folder: Path) -> None:
     with pytest.raises(MemoryError, match="cuMemAlloc"):
         engine.segment(random_image((1, 512, 512, 1)), tiling="none")
     engine.segment(random_image((1, 32, 32, 1)))
+
+
+def preset_file(name: str, folder: Path) -> Path:
+    """A preset with zero weights, without golden images, which take long."""
+    from unet_fast.freeze import describe
+    from unet_fast.fuse import fuse
+    from unet_fast.kernels.report import preset_graph
+
+    graph = preset_graph(name)
+    fused = fuse(graph)
+    weights = {f"{node.name}.{key}": array for node in fused.nodes for key, array in node.tensors.items()}
+    output = {"kind": "sigmoid", "channels": 1, "threshold": 0.5, "class_names": [], "palette": []}
+    facts = {"name": name, "precision": "fp16", "output": output, "golden": [], "accuracy": {}, "kernels": []}
+    return engine_file.write(folder / f"{name}.unet", describe(graph, fused) | facts, weights)
+
+
+@pytest.mark.parametrize(("preset", "most_megabytes"), [("relunet16", 100), ("relunet64", 400)])
+@on_fake_gpu
+def test_device_memory_of_the_presets(driver: FakeDriver, folder: Path, preset: str, most_megabytes: int) -> None:
+    """All that `uf_segment` or a context needs for one image: weights, arena, scratch memory of the Triton kernels of
+    any rank, staging."""
+    pytest.importorskip("triton")
+    api = Api()
+    plain = preset_file(preset, folder)
+    for number in (0, 4):
+        path = with_triton_launches(plain, folder / f"{preset}.{number}.unet", "fp16", 90, number)
+        driver.configure([{"memory": most_megabytes * 1_000_000}])
+        with api.engine(path, device="cuda") as engine, api.context(engine):
+            assert 0 < driver.report()["peak_bytes"] <= most_megabytes * 1_000_000
 
 
 @on_fake_gpu

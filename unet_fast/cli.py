@@ -1,4 +1,4 @@
-"""The `unet-fast` command: demo, freeze, segment, inspect, verify, bench.
+"""The `unet-fast` command: demo, freeze, segment, inspect, verify, bench, tune, profile.
 
 Exit status: 0 success; 1 something failed, with one line for each reason on stderr; 2 wrong usage; 130 Ctrl-C.
 """
@@ -126,6 +126,20 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(options: argparse.Namespace) -> int:
+    engine = Engine(options.engine, device=options.device, precision=options.precision)
+    print(engine.tune(batch=options.batch, height=options.height, width=options.width, output=options.output))
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    profile = open_engine(options).profile(batch=options.batch, height=options.height, width=options.width)
+    print(profile)
+    if options.output:
+        profile.draw(options.output)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="unet-fast", description="Freeze a trained U-Net into one file and run it.")
     parser.add_argument("--version", action="version", version=f"unet-fast {_native.version()}")
@@ -187,6 +201,31 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("bench", parents=[run], help="measure how fast an engine file is on this machine")
     command.add_argument("engine", help=engine_help)
     command.set_defaults(run=_bench)
+
+    shape = argparse.ArgumentParser(add_help=False)
+    shape.add_argument("--batch", type=_positive_integer, default=1, help="images in a pass (default: %(default)s)")
+    shape.add_argument("--height", type=_positive_integer, help="of the images (default: the trained size)")
+    shape.add_argument("--width", type=_positive_integer, help="of the images (default: the trained size)")
+
+    command = commands.add_parser(
+        "tune",
+        parents=[shape],
+        help="find the fastest kernels of an engine file on this GPU",
+        description="Times the kernels that the file offers for each op, in seconds, and keeps the choice where every "
+        "engine of this file finds it that is opened on this GPU: in the user's cache, or in FILE.",
+    )
+    command.add_argument("engine", help="an engine file with code for this GPU")
+    command.add_argument("--device", default="cuda", help="cuda or cuda:1 (default: %(default)s)")
+    command.add_argument("--precision", default="auto", help="auto, float32, bf16 or fp16 (default: auto)")
+    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="keep the choice here (a table to hand on)")
+    command.set_defaults(run=_tune)
+
+    command = commands.add_parser(
+        "profile", parents=[run, shape], help="time each op beside the most that this device can do"
+    )
+    command.add_argument("engine", help=engine_help)
+    command.add_argument("-o", "--out", "--output", dest="output", type=Path, metavar="PICTURE", help="also draw it")
+    command.set_defaults(run=_profile)
     return parser
 
 

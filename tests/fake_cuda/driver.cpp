@@ -185,6 +185,7 @@ EXPORT void fake_cuda_configure(const char *text) {
     s.violations.clear();
     s.kernels_run = s.programmatic_edges = 0;
     s.peak_bytes = 0;
+    s.streams_busy_at_once = 0;
     s.devices.clear();
     for (const json &device : options.value("devices", json::array({json::object()}))) {
         DeviceProperties properties;
@@ -222,6 +223,7 @@ EXPORT const char *fake_cuda_report() {
                 {"kernels_run", s.kernels_run},
                 {"programmatic_edges", s.programmatic_edges},
                 {"peak_bytes", s.peak_bytes},
+                {"streams_busy_at_once", s.streams_busy_at_once},
                 {"live", live},
                 {"violations", s.violations}}
                .dump();
@@ -821,6 +823,11 @@ EXPORT CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
             return invalid_handle;
         if (found->device != current_device())
             s.violate("graph of another context");
+        const auto busy = [&](const auto &entry) {
+            return entry.second.get() != queue && !entry.second->queue.empty();
+        };
+        s.streams_busy_at_once =
+            std::max(s.streams_busy_at_once, 1 + std::count_if(s.streams.begin(), s.streams.end(), busy));
         for (const auto &[handle, launch] : found->launches)
             queue->queue.push_back([&s, launch = launch] {
                 const fake::KernelFunction *const function = find(s, s.functions, launch.function, "function");
