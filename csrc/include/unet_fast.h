@@ -36,7 +36,7 @@
 #include <stdint.h>
 
 /** @name Version of this header; uf_version() is that of the library.
- *  @{ */
+ * @{ */
 /** Changes when a program has to be built anew. */
 #define UF_VERSION_MAJOR 0
 /** Changes with every addition. */
@@ -103,7 +103,8 @@ typedef struct uf_context uf_context;
 typedef struct uf_options {
     size_t struct_size;    /**< sizeof(uf_options) */
     const char *device;    /**< "auto" (default), "cpu", "cpu-reference" (slow, obvious loops), "cuda", "cuda:1" */
-    const char *precision; /**< "auto" (default): the fastest that the file allows here; "float32", "bf16", "fp16" */
+    const char *precision; /**< "auto" (default): the fastest that the file allows here; "float32", "bf16", "fp16",
+                                "int8" */
     const char *cpu_isa;   /**< "auto" (default): the best of this CPU; "portable", "avx2", "avx512",
                                 "avx512_bf16", "neon": at most that, for tests and comparisons */
     int32_t threads;       /**< CPU threads, the caller's included, up to 1024; 0: one per physical core that this
@@ -116,12 +117,12 @@ typedef struct uf_options {
 } uf_options;
 
 /** A stride of no bytes, where 0 would mean the default: the same grey pixels for each channel of a colour network, as
- *  `channel_stride_bytes`, or the same image for each of a batch. */
+ * `channel_stride_bytes`, or the same image for each of a batch. */
 #define UF_STRIDE_ZERO INT64_MIN
 
 /** An image, or a batch of them, in host memory or that of the GPU the engine runs on.  Channels are interleaved (HWC)
- *  by default.  Strides express the rest: rows of a larger image, planar channels, reversed or left-out channels;
- *  uf_image_describe() sets them for the usual encodings.  They may be negative. */
+ * by default.  Strides express the rest: rows of a larger image, planar channels, reversed or left-out channels;
+ * uf_image_describe() sets them for the usual encodings.  They may be negative. */
 typedef struct uf_image {
     size_t struct_size;           /**< sizeof(uf_image) */
     const void *data;             /**< first channel of the first pixel of the first image, aligned to its dtype */
@@ -142,8 +143,8 @@ typedef struct uf_image {
 } uf_image;
 
 /** Where a result goes: mask (UF_UINT8; count x height x width) or probability (UF_FLOAT32; count x height x width x
- *  output channels, channels innermost).  Height and width are those of uf_output_size(): the image's own, except for
- *  UF_TILING_NONE with valid padding.  Bytes between rows are left alone. */
+ * output channels, channels innermost).  Height and width are those of uf_output_size(): the image's own, except for
+ * UF_TILING_NONE with valid padding.  Bytes between rows are left alone. */
 typedef struct uf_output {
     size_t struct_size; /**< sizeof(uf_output) */
     void *data;         /**< first value of the first row of the first result, aligned to its dtype */
@@ -183,7 +184,7 @@ typedef struct uf_info {
     const char *name;          /**< of the network */
     const char *device;        /**< "cpu", "cpu-reference" or "cuda:N" */
     const char *device_reason; /**< why this device was chosen, one sentence */
-    const char *precision;     /**< "float32", "bf16" or "fp16" */
+    const char *precision;     /**< "float32", "bf16", "fp16" or "int8" */
     const char *cpu_isa;       /**< "portable", "avx2", "avx512", "avx512_bf16", "neon"; "" on a GPU */
     const char *tuning;        /**< which kernels a GPU runs and where that was measured, one sentence, which also names
                                     tuning files that could not be used and why; "" on a CPU */
@@ -209,110 +210,111 @@ typedef struct uf_profile {
 } uf_profile;
 
 /** Version of the library as "0.1.0".
- *  @return a string that lives as long as the library */
+ * @return a string that lives as long as the library */
 UF_API const char *uf_version(void);
 
 /** Message of the last failure on this thread.
- *  @return one line without a newline, "" if nothing has failed; valid until the next failing call of this thread */
+ * @return one line without a newline, "" if nothing has failed; valid until the next failing call of this thread */
 UF_API const char *uf_last_error(void);
 
 /** Name of a status.
- *  @param status any number
- *  @return as "UF_ERR_BAD_FILE", or "unknown status"; lives as long as the library */
+ * @param status any number
+ * @return as "UF_ERR_BAD_FILE", or "unknown status"; lives as long as the library */
 UF_API const char *uf_status_name(uf_status status);
 
 /** Opens an engine file: reads and checks it, picks the device, packs the weights.  Takes milliseconds for a small
- *  network; allocates.  Nothing in the file can harm the process unless GPU code in it runs (`refuse_embedded_code`).
- *  @param path of the file, as the system's open() takes it; not read again after the call
- *  @param options NULL: the defaults.  Its strings need to live for the call only
- *  @param engine set to the new engine, which the caller closes with uf_engine_close(); NULL after a failure
- *  @return UF_ERR_IO, UF_ERR_BAD_FILE, UF_ERR_VERSION for the file; UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED for the
- *          options; UF_ERR_OUT_OF_MEMORY; UF_ERR_DEVICE, UF_ERR_DEVICE_LOST for a GPU that was asked for by name */
+ * network; allocates.  Nothing in the file can harm the process unless GPU code in it runs (`refuse_embedded_code`).
+ * @param path of the file, as the system's open() takes it; not read again after the call
+ * @param options NULL: the defaults.  Its strings need to live for the call only
+ * @param engine set to the new engine, which the caller closes with uf_engine_close(); NULL after a failure
+ * @return UF_ERR_IO, UF_ERR_BAD_FILE, UF_ERR_VERSION for the file; UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED for the
+ *   options; UF_ERR_OUT_OF_MEMORY; UF_ERR_DEVICE, UF_ERR_DEVICE_LOST for a GPU that was asked for by name */
 UF_API uf_status uf_engine_open(const char *path, const uf_options *options, uf_engine **engine);
 
 /** Like uf_engine_open, but from memory.
- *  @param data the bytes of an engine file, at any address; may be freed after the call
- *  @param size_bytes of all of it
- *  @param options see uf_engine_open()
- *  @param engine see uf_engine_open()
- *  @return see uf_engine_open() */
+ * @param data the bytes of an engine file, at any address; may be freed after the call
+ * @param size_bytes of all of it
+ * @param options see uf_engine_open()
+ * @param engine see uf_engine_open()
+ * @return see uf_engine_open() */
 UF_API uf_status uf_engine_open_memory(const void *data, size_t size_bytes, const uf_options *options,
                                        uf_engine **engine);
 
 /** Closes an engine, and with the last of its contexts frees it.  No call on the engine may be running.
- *  @param engine NULL or an engine */
+ * @param engine NULL or an engine */
 UF_API void uf_engine_close(uf_engine *engine);
 
 /** What an engine is.  Allocates nothing.
- *  @param engine an engine
- *  @param info filled up to its struct_size, which the caller has set; unchanged after a failure
- *  @return UF_ERR_INVALID_ARGUMENT */
+ * @param engine an engine
+ * @param info filled up to its struct_size, which the caller has set; unchanged after a failure
+ * @return UF_ERR_INVALID_ARGUMENT */
 UF_API uf_status uf_engine_info(const uf_engine *engine, uf_info *info);
 
 /** Size of the result for an image of height x width.
- *  @param engine an engine
- *  @param height of the image, 1..1048576
- *  @param width of the image, 1..1048576
- *  @param options those that the image will be segmented with; NULL: the defaults
- *  @param output_height set to the rows of the result; unchanged after a failure
- *  @param output_width set to its columns; unchanged after a failure
- *  @return UF_ERR_INVALID_ARGUMENT, also for a size that UF_TILING_NONE cannot take; UF_ERR_UNSUPPORTED */
+ * @param engine an engine
+ * @param height of the image, 1..1048576
+ * @param width of the image, 1..1048576
+ * @param options those that the image will be segmented with; NULL: the defaults
+ * @param output_height set to the rows of the result; unchanged after a failure
+ * @param output_width set to its columns; unchanged after a failure
+ * @return UF_ERR_INVALID_ARGUMENT, also for a size that UF_TILING_NONE cannot take; UF_ERR_UNSUPPORTED */
 UF_API uf_status uf_output_size(const uf_engine *engine, int32_t height, int32_t width, const uf_run_options *options,
                                 int32_t *output_height, int32_t *output_width);
 
 /** Describes pixels of a usual encoding, by strides alone: nothing is copied or converted.  A network of N channels
  * takes an encoding of N channels; alpha is left out.  Allocates nothing.
- *  @param image its struct_size must be set; every other field is overwritten, `size_bytes` with 0.  Unchanged after a
- *         failure
- *  @param data the first byte of the first row, as the camera, ROS or OpenCV gives it
- *  @param encoding "mono8", "mono16", "rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra16", or
- * "8UC1", "8UC3", "16UC1", "16UC3", "32FC1", "32FC3" (channels in the network's order): the names of ROS
- *  @param height rows, 1..1048576
- *  @param width columns, 1..1048576
- *  @param row_stride_bytes from one row to the next; 0: tight
- *  @return UF_ERR_INVALID_ARGUMENT */
+ * @param image its struct_size must be set; every other field is overwritten, `size_bytes` with 0.  Unchanged after a
+ *   failure
+ * @param data the first byte of the first row, as the camera, ROS or OpenCV gives it
+ * @param encoding "mono8", "mono16", "rgb8", "bgr8", "rgba8", "bgra8", "rgb16", "bgr16", "rgba16", "bgra16", or
+ *   "8UC1", "8UC3", "16UC1", "16UC3", "32FC1", "32FC3" (channels in the network's order): the names of ROS
+ * @param height rows, 1..1048576
+ * @param width columns, 1..1048576
+ * @param row_stride_bytes from one row to the next; 0: tight
+ * @return UF_ERR_INVALID_ARGUMENT */
 UF_API uf_status uf_image_describe(uf_image *image, const void *data, const char *encoding, int32_t height,
                                    int32_t width, int64_t row_stride_bytes);
 
 /** Segments an image or batch into a mask or, for a UF_FLOAT32 output, into probabilities.
- *  Images and results in batch positions are independent: each equals what it would be alone, bit for bit.
- *  May allocate and may wait for other threads' calls; uf_enqueue() is the call for a control loop.
- *  On a GPU this comes after work on the legacy default stream; what other streams do to the image or the output must
+ * Images and results in batch positions are independent: each equals what it would be alone, bit for bit.
+ * May allocate and may wait for other threads' calls; uf_enqueue() is the call for a control loop.
+ * On a GPU this comes after work on the legacy default stream; what other streams do to the image or the output must
  * be waited for first.
- *  @param engine any thread's; many calls may run at once
- *  @param image read during the call only
- *  @param options NULL: the defaults
- *  @param output complete on return
- *  @return UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED before anything is written; UF_ERR_OUT_OF_MEMORY, UF_ERR_DEVICE,
- *          UF_ERR_DEVICE_LOST */
+ * @param engine any thread's; many calls may run at once
+ * @param image read during the call only
+ * @param options NULL: the defaults
+ * @param output complete on return
+ * @return UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED before anything is written; UF_ERR_OUT_OF_MEMORY, UF_ERR_DEVICE,
+ *   UF_ERR_DEVICE_LOST */
 UF_API uf_status uf_segment(uf_engine *engine, const uf_image *image, const uf_run_options *options, uf_output *output);
 
 /** A context owns all memory of one pass, so that uf_enqueue() allocates nothing.  One per thread or stream.
- *  @param engine which the context keeps alive
- *  @param count images in a pass at most, 1..65536; 0: 1
- *  @param height of the image, a legal size; 0: the trained size
- *  @param width likewise
- *  @param context set to the new context, which the caller destroys with uf_context_destroy(); NULL after a failure
- *  @return UF_ERR_INVALID_ARGUMENT, UF_ERR_OUT_OF_MEMORY, UF_ERR_DEVICE, UF_ERR_DEVICE_LOST */
+ * @param engine which the context keeps alive
+ * @param count images in a pass at most, 1..65536; 0: 1
+ * @param height of the image, a legal size; 0: the trained size
+ * @param width likewise
+ * @param context set to the new context, which the caller destroys with uf_context_destroy(); NULL after a failure
+ * @return UF_ERR_INVALID_ARGUMENT, UF_ERR_OUT_OF_MEMORY, UF_ERR_DEVICE, UF_ERR_DEVICE_LOST */
 UF_API uf_status uf_context_create(uf_engine *engine, int32_t count, int32_t height, int32_t width,
                                    uf_context **context);
 
 /** Destroys a context.  No uf_enqueue() on it may be running, nor its work on a stream.
- *  @param context NULL or a context */
+ * @param context NULL or a context */
 UF_API void uf_context_destroy(uf_context *context);
 
 /** Runs one pass over at most `count` images of exactly the context's size.
- *  On a CPU, after one call to warm up, a successful call allocates nothing, opens no file, looks at no locale and,
+ * On a CPU, after one call to warm up, a successful call allocates nothing, opens no file, looks at no locale and,
  * with `threads` 1, makes no system call at all; with more threads it wakes them and waits for them by futex, nothing
- * else. On a GPU it is put on `cuda_stream`, after the pass before it; a result in host memory is waited for.
- *  @param context one call at a time, from any thread
- *  @param image must stay until the pass is done
- *  @param threshold in (0, 1), as in uf_run_options; 0: the file's
- *  @param output must stay until the pass is done
- *  @param cuda_stream a CUstream of the GPU's primary context; NULL: the context's own, then the call waits.  On a CPU
- * it must be NULL, and the result is complete on return
- *  @return UF_ERR_BUSY while another thread is inside; UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED before anything is
- *          written; UF_ERR_DEVICE, UF_ERR_DEVICE_LOST */
+ * else.
+ * On a GPU it is put on `cuda_stream`, after the pass before it; a result in host memory is waited for.
+ * @param context one call at a time, from any thread
+ * @param image must stay until the pass is done
+ * @param threshold in (0, 1), as in uf_run_options; 0: the file's
+ * @param output must stay until the pass is done
+ * @param cuda_stream a CUstream of the GPU's primary context; NULL: the context's own, then the call waits.  On a CPU
+ *   it must be NULL, and the result is complete on return
+ * @return UF_ERR_BUSY while another thread is inside; UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED before anything is
+ *   written; UF_ERR_DEVICE, UF_ERR_DEVICE_LOST */
 UF_API uf_status uf_enqueue(uf_context *context, const uf_image *image, float threshold, uf_output *output,
                             void *cuda_stream);
 
@@ -323,28 +325,28 @@ UF_API uf_status uf_enqueue(uf_context *context, const uf_image *image, float th
  * the same GPU code finds it that is opened on such a GPU with such a driver.  A table that is kept elsewhere serves
  * others: put into the folder $UNET_FAST_TUNINGS, or into unet_fast-tunings beside the library, it is used on such a
  * GPU by engines of this architecture, whatever their weights, where the cache has nothing.
- *  @param engine other threads may use it meanwhile, which disturbs the measuring
- *  @param count images in the passes to be fast in, 1..65536; 0: 1
- *  @param height of the images, a legal size; 0: the trained size
- *  @param width likewise
- *  @param path of the file to keep the choice in, replaced where it exists; NULL: the user's cache
- *  @return UF_ERR_IO where the choice cannot be kept, which the engine then has until it is closed; all others leave
- * the engine as it was: UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED on a CPU, UF_ERR_OUT_OF_MEMORY, UF_ERR_DEVICE,
- * UF_ERR_DEVICE_LOST */
+ * @param engine other threads may use it meanwhile, which disturbs the measuring
+ * @param count images in the passes to be fast in, 1..65536; 0: 1
+ * @param height of the images, a legal size; 0: the trained size
+ * @param width likewise
+ * @param path of the file to keep the choice in, replaced where it exists; NULL: the user's cache
+ * @return UF_ERR_IO where the choice cannot be kept, which the engine then has until it is closed; all others leave
+ *   the engine as it was: UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED on a CPU, UF_ERR_OUT_OF_MEMORY, UF_ERR_DEVICE,
+ *   UF_ERR_DEVICE_LOST */
 UF_API uf_status uf_engine_tune(uf_engine *engine, int32_t count, int32_t height, int32_t width, const char *path);
 
 /** Times each op of a pass, for about a second: on a GPU each op repeated by itself, so that the times do not add up to
- *  that of the pass; on a CPU within whole passes.
- *  @param engine other threads may use it meanwhile, which disturbs the measuring
- *  @param count images in a pass, 1..65536; 0: 1
- *  @param height of the images, a legal size; 0: the trained size
- *  @param width likewise
- *  @param ops room for `capacity` of them, the struct_size of the first set; NULL: not wanted.  Unchanged after a
- * failure
- *  @param capacity uf_info.op_count or more; 0 where `ops` is NULL
- *  @param profile its struct_size must be set; NULL: not wanted.  Unchanged after a failure
- *  @return UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED on device cpu-reference, UF_ERR_OUT_OF_MEMORY, UF_ERR_DEVICE,
- *          UF_ERR_DEVICE_LOST */
+ * that of the pass; on a CPU within whole passes.
+ * @param engine other threads may use it meanwhile, which disturbs the measuring
+ * @param count images in a pass, 1..65536; 0: 1
+ * @param height of the images, a legal size; 0: the trained size
+ * @param width likewise
+ * @param ops room for `capacity` of them, the struct_size of the first set; NULL: not wanted.  Unchanged after a
+ *   failure
+ * @param capacity uf_info.op_count or more; 0 where `ops` is NULL
+ * @param profile its struct_size must be set; NULL: not wanted.  Unchanged after a failure
+ * @return UF_ERR_INVALID_ARGUMENT, UF_ERR_UNSUPPORTED on device cpu-reference, UF_ERR_OUT_OF_MEMORY, UF_ERR_DEVICE,
+ *   UF_ERR_DEVICE_LOST */
 UF_API uf_status uf_engine_profile(uf_engine *engine, int32_t count, int32_t height, int32_t width, uf_op_time *ops,
                                    int32_t capacity, uf_profile *profile);
 
