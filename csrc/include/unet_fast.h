@@ -113,7 +113,7 @@ typedef struct uf_options {
     const char *thread_affinity;  /**< processors that the library's own threads are bound to, one each in turn, as
                                        "2,4-7"; NULL: any that the process may use.  The caller's thread is his own */
     int64_t thread_priority;      /**< 1..99: the library's own threads are real-time threads (SCHED_FIFO) of that
-                                       priority, UF_ERR_UNSUPPORTED without the right to it; 0: as the thread that opens */
+                                       priority, UF_ERR_UNSUPPORTED without the right to it; 0: as the opening thread */
 } uf_options;
 
 /** A stride of no bytes, where 0 would mean the default: the same grey pixels for each channel of a colour network, as
