@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .freeze import freeze
 
 if TYPE_CHECKING:
+    from .cuda_arrays import CudaArray
     from .engine import Engine, EngineInfo
     from .errors import DeviceError, EngineFileError, UnsupportedError
     from .graph import Graph, GraphError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Engine": "engine",
     "EngineInfo": "engine",
+    "CudaArray": "cuda_arrays",
     "DeviceError": "errors",
     "EngineFileError": "errors",
     "UnsupportedError": "errors",
@@ -41,6 +43,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - what users meet first
     "Engine",
     "EngineInfo",
+    "CudaArray",
     "pretrained_engine",
     "freeze",
     "UNetSpec",
