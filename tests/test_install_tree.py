@@ -74,6 +74,17 @@ def test_cmake_package_of_an_install_tree(
     check_programs(tmp_path, programs, engine, expected)
 
 
+def test_static_library_in_a_project_of_c_alone(installed: Path, engine: Path, expected: bytes, tmp_path: Path) -> None:
+    """Which links no C++ standard library by itself."""
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(alone LANGUAGES C)\nfind_package(unet_fast CONFIG REQUIRED)\n"
+        f'add_executable(alone "{CONSUMER}/main.c")\ntarget_link_libraries(alone PRIVATE unet_fast::unet_fast_static)\n'
+    )
+    configure(tmp_path, tmp_path / "build", f"-DCMAKE_PREFIX_PATH={installed}")
+    run(tool("cmake"), "--build", tmp_path / "build")
+    assert run_bytes(tmp_path / "build" / "alone", engine) == expected
+
+
 def test_cmake_package_of_the_python_package(engine: Path, expected: bytes, tmp_path: Path) -> None:
     tool("c++")
     folder = run("unet-fast", "--cmake-dir").strip()
