@@ -16,7 +16,7 @@ import pytest
 
 import unet_fast
 from tests.conftest import ROOT
-from tests.programs import BUILD, WARNINGS, build_library, configure, json_prefix, run, run_bytes, tool
+from tests.programs import WARNINGS, build_both_libraries, configure, json_prefix, run, run_bytes, tool
 
 CONSUMER = ROOT / "tests" / "consumer"
 COMPILERS = [
@@ -32,9 +32,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An install tree, moved after it was installed."""
     tool("cmake")
     tool("c++")
-    build_library()
+    build = build_both_libraries()
     first = tmp_path_factory.mktemp("install") / "first"
-    run(tool("cmake"), "--install", BUILD, "--prefix", first, "--strip")
+    for component in ("runtime", "devel"):
+        run(tool("cmake"), "--install", build, "--prefix", first, "--component", component, "--strip")
     moved = first.with_name("a moved tree")
     first.rename(moved)
     return moved
