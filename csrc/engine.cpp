@@ -87,7 +87,7 @@ struct Choice {
 };
 
 // The one place that knows which executors there are.
-Choice choose_executor(const std::shared_ptr<const Plan> &plan, const std::shared_ptr<ThreadPool> &threads,
+Choice choose_executor(const std::shared_ptr<Plan> &plan, const std::shared_ptr<ThreadPool> &threads,
                        const EngineOptions &options) {
     const std::set<std::string> precisions = {"auto", "float32", "bf16", "fp16", "int8"};
     if (precisions.count(options.precision) == 0)
@@ -132,7 +132,7 @@ Choice choose_executor(const std::shared_ptr<const Plan> &plan, const std::share
     if (options.precision == "fp16")
         throw Error(UF_ERR_UNSUPPORTED, message("precision fp16 needs a GPU; the CPU offers float32 and bf16",
                                                 options.device == "auto" ? "; " + reason : ""));
-    return {make_cpu_executor(plan, threads, options.precision, options.cpu_isa), reason};
+    return {make_cpu_executor(plan, threads, options.precision, options.cpu_isa, plan.get()), reason};
 }
 
 float logit(float probability) {
@@ -268,7 +268,7 @@ int physical_cores() {
     return count;
 }
 
-Engine::Engine(std::shared_ptr<const Plan> plan, const EngineOptions &options)
+Engine::Engine(std::shared_ptr<Plan> plan, const EngineOptions &options)
     : plan_(std::move(plan)), options_(options),
       threads_(std::make_shared<ThreadPool>(checked_threads(options), checked_schedule(options))) {
     Choice choice = choose_executor(plan_, threads_, options);
@@ -303,7 +303,8 @@ bool Engine::fall_back(const std::shared_ptr<const Backend> &lost, const Error &
     const std::lock_guard<std::mutex> lock(change_mutex_);
     if (backend() == lost) {
         const std::string precision = options_.precision == "fp16" ? "auto" : options_.precision;
-        replace(lost, make_backend(make_cpu_executor(plan_, threads_, precision, options_.cpu_isa), error.what()));
+        replace(lost, make_backend(make_cpu_executor(plan_, threads_, precision, options_.cpu_isa, plan_.get()),
+                                   error.what()));
     }
     return true;
 }

@@ -30,7 +30,7 @@ struct EngineOptions {
 class Engine {
   public:
     // Throws UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED for options that cannot be met.
-    Engine(std::shared_ptr<const Plan> plan, const EngineOptions &options);
+    Engine(std::shared_ptr<Plan> plan, const EngineOptions &options);
 
     // An executor with what info() says about it.
     struct Description {
@@ -74,7 +74,7 @@ class Engine {
     void run_resized(const Backend &backend, const Layout &layout, const ImageBatch &images,
                      const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs);
 
-    const std::shared_ptr<const Plan> plan_;
+    const std::shared_ptr<Plan> plan_; // whose weights a CPU executor takes over
     const EngineOptions options_;
     const std::shared_ptr<ThreadPool> threads_;
     std::shared_ptr<const Backend> backend_; // under brief_mutex()

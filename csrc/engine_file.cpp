@@ -269,9 +269,8 @@ class DocumentReader {
     Plan read() {
         read_version();
         plan_.name = root_["name"].text(longest_name);
-        plan_.precision =
-            root_["precision"].choice<const char *>(
-                {{"float32", "float32"}, {"bf16", "bf16"}, {"fp16", "fp16"}, {"int8", "int8"}});
+        plan_.precision = root_["precision"].choice<const char *>(
+            {{"float32", "float32"}, {"bf16", "bf16"}, {"fp16", "fp16"}, {"int8", "int8"}});
         read_input(root_["input"]);
         read_output(root_["output"]);
         const Value size = root_["size"];
@@ -450,10 +449,10 @@ class DocumentReader {
 
 } // namespace
 
-std::shared_ptr<const Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code) {
+std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code) {
     const Container container(data, size);
     const json document = parse_json(container.document(), "the plan");
-    const auto plan = std::make_shared<Plan>(DocumentReader(container, document).read());
+    auto plan = std::make_shared<Plan>(DocumentReader(container, document).read());
     check_plan(*plan);
     // Last, for what is wrong with a file that was made wrong says more than that its checksum is.
     container.check_sum();

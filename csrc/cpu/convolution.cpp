@@ -16,15 +16,6 @@ struct TapWeights {
     int64_t first_unit; // where they go
 };
 
-const float *values_of(const Op &op, const char *name, int64_t expected) {
-    const Tensor &tensor = op.tensor(name);
-    const auto found = static_cast<int64_t>(tensor.values.size());
-    if (found == expected)
-        return tensor.values.data();
-    throw Error(UF_ERR_BAD_FILE, "op '" + op.name + "': tensor '" + name + "' has " + std::to_string(found) +
-                                     " values, " + std::to_string(expected) + " expected");
-}
-
 // Collects taps in the order of their weights, then packs.
 class Builder {
   public:
@@ -33,12 +24,7 @@ class Builder {
         result_.lanes = lanes_;
         result_.channels = channels;
         result_.padded_channels = round_up(channels, lanes_);
-        const int vectors = result_.padded_channels / lanes_;
-        for (int first = 0, width = kernels.max_vectors; first < vectors; first += width) {
-            while (width > vectors - first)
-                width /= 2;
-            result_.blocks.push_back({first, width});
-        }
+        result_.blocks = channel_blocks(result_.padded_channels, kernels);
     }
 
     Convolution &result() { return result_; }
@@ -83,35 +69,6 @@ class Builder {
         taps.push_back(tap);
     }
 
-    // `bias` is [classes][channels].
-    void set_bias(const float *bias, int classes) {
-        const auto padded = static_cast<size_t>(result_.padded_channels);
-        result_.border_bias = classes > 1;
-        result_.bias = AlignedMemory(classes * padded * sizeof(float));
-        std::fill_n(result_.bias.floats(), classes * padded, 0.0F);
-        for (int i = 0; i < classes; ++i) {
-            std::copy_n(bias + static_cast<int64_t>(i) * result_.channels, result_.channels,
-                        result_.bias.floats() + i * padded);
-        }
-    }
-
-    void set_activation(const Op &op) {
-        result_.slope = op.slope;
-        switch (op.activation) {
-        case Activation::none:
-            result_.activation = KernelActivation::none;
-            return;
-        case Activation::relu:
-            result_.activation = KernelActivation::relu;
-            return;
-        case Activation::leaky_relu:
-            result_.activation = KernelActivation::leaky_relu;
-            return;
-        default:
-            throw Error(UF_ERR_BAD_FILE, "op '" + op.name + "': a convolution has no such activation");
-        }
-    }
-
     Convolution pack(ThreadPool &pool) {
         const auto tap_count = static_cast<int64_t>(weights_.size());
         result_.weights = AlignedMemory(static_cast<size_t>(result_.units * result_.padded_channels) * 4);
@@ -153,7 +110,17 @@ class Builder {
     std::vector<TapWeights> weights_;
 };
 
-int64_t outputs_of(const Op &op) { return static_cast<int64_t>(op.tensor("bias").values.size()); }
+// `bias` is [classes][channels].
+Epilogue plain_epilogue(const float *bias, int classes, int channels, const KernelTable &kernels) {
+    Epilogue result;
+    const auto padded = static_cast<size_t>(round_up(channels, kernels.lanes));
+    result.border_bias = classes > 1;
+    result.bias = AlignedMemory(classes * padded * sizeof(float));
+    std::fill_n(result.bias.floats(), classes * padded, 0.0F);
+    for (int i = 0; i < classes; ++i)
+        std::copy_n(bias + static_cast<int64_t>(i) * channels, channels, result.bias.floats() + i * padded);
+    return result;
+}
 
 // The taps of an ordinary convolution over one source, whose pixel (0, 0) is (crop) away.
 void add_window(Builder &builder, const Op &op, int source, const float *weight, int channels,
@@ -167,14 +134,14 @@ void add_window(Builder &builder, const Op &op, int source, const float *weight,
 }
 
 void add_conv(Builder &builder, const Op &op, int channels) {
-    const float *weight = values_of(op, "weight", outputs_of(op) * op.kernel[0] * op.kernel[1] * channels);
+    const float *weight = values_of(op, "weight", output_channels(op) * op.kernel[0] * op.kernel[1] * channels);
     builder.add_source(channels, 1, op.kind == OpKind::stem || builder.padded_is_tight(channels));
     builder.add_phase(0, 0);
     add_window(builder, op, 0, weight, channels, {0, 0});
 }
 
 void add_concat_conv(Builder &builder, const Op &op, const std::vector<int> &channels) {
-    const int64_t values = outputs_of(op) * op.kernel[0] * op.kernel[1];
+    const int64_t values = output_channels(op) * op.kernel[0] * op.kernel[1];
     for (int source = 0; source < 2; ++source)
         builder.add_source(channels[source], 1, builder.padded_is_tight(channels[source]));
     builder.add_phase(0, 0);
@@ -218,7 +185,7 @@ void add_up_conv(Builder &builder, const Op &op, const std::vector<int> &channel
 // Kernel row ky of input row i falls on output row i * stride + ky - padding.
 void add_conv_transpose(Builder &builder, const Op &op, int channels) {
     const int positions = op.kernel[0] * op.kernel[1];
-    const float *weight = values_of(op, "weight", outputs_of(op) * positions * channels);
+    const float *weight = values_of(op, "weight", output_channels(op) * positions * channels);
     builder.result().stride_y = op.stride[0];
     builder.result().stride_x = op.stride[1];
     builder.add_source(channels, 1, builder.padded_is_tight(channels));
@@ -237,9 +204,53 @@ void add_conv_transpose(Builder &builder, const Op &op, int channels) {
     }
 }
 
-int64_t border_class(int64_t position, int64_t size) { return position == 0 ? 0 : position == size - 1 ? 2 : 1; }
-
 } // namespace
+
+const float *values_of(const Op &op, const char *name, int64_t expected) {
+    const Tensor &tensor = op.tensor(name);
+    const auto found = static_cast<int64_t>(tensor.values.size());
+    if (found == expected)
+        return tensor.values.data();
+    throw Error(UF_ERR_BAD_FILE, "op '" + op.name + "': tensor '" + name + "' has " + std::to_string(found) +
+                                     " values, " + std::to_string(expected) + " expected");
+}
+
+int64_t output_channels(const Op &op) {
+    return static_cast<int64_t>(op.tensor("bias").values.size()) / (op.kind == OpKind::up_conv ? 9 : 1);
+}
+
+std::vector<ChannelBlock> channel_blocks(int padded_channels, const KernelTable &kernels) {
+    std::vector<ChannelBlock> result;
+    const int vectors = padded_channels / kernels.lanes;
+    for (int first = 0, width = kernels.max_vectors; first < vectors; first += width) {
+        while (width > vectors - first)
+            width /= 2;
+        result.push_back({first, width});
+    }
+    return result;
+}
+
+Epilogue make_epilogue(const Op &op, const KernelTable &kernels) {
+    const int channels = static_cast<int>(output_channels(op)), classes = op.kind == OpKind::up_conv ? 9 : 1;
+    const float *bias = values_of(op, "bias", output_channels(op) * classes);
+    const bool border = classes == 9 && op.padding[0] != 0;
+    Epilogue result = classes == 9 && !border ? plain_epilogue(bias + 4 * channels, 1, channels, kernels)
+                                              : plain_epilogue(bias, classes, channels, kernels);
+    result.slope = op.slope;
+    switch (op.activation) {
+    case Activation::none:
+        result.activation = KernelActivation::none;
+        return result;
+    case Activation::relu:
+        result.activation = KernelActivation::relu;
+        return result;
+    case Activation::leaky_relu:
+        result.activation = KernelActivation::leaky_relu;
+        return result;
+    default:
+        throw Error(UF_ERR_BAD_FILE, "op '" + op.name + "': a convolution has no such activation");
+    }
+}
 
 int required_halo(const Op &op, int input) {
     const int padding = *std::max_element(op.padding.begin(), op.padding.end());
@@ -260,16 +271,8 @@ int required_halo(const Op &op, int input) {
 
 Convolution prepare_convolution(const Op &op, const std::vector<int> &channels, bool bf16, const KernelTable &kernels,
                                 ThreadPool &pool) {
-    const int classes = op.kind == OpKind::up_conv ? 9 : 1;
-    const int64_t outputs = outputs_of(op) / classes;
-    const float *bias = values_of(op, "bias", outputs * classes);
-    Builder builder(bf16 && op.kind != OpKind::stem, kernels, static_cast<int>(outputs));
-    if (classes == 9 && op.padding[0] == 0) {
-        builder.set_bias(bias + 4 * outputs, 1);
-    } else {
-        builder.set_bias(bias, classes);
-    }
-    builder.set_activation(op);
+    Builder builder(bf16 && op.kind != OpKind::stem, kernels, static_cast<int>(output_channels(op)));
+    builder.result().epilogue = make_epilogue(op, kernels);
     switch (op.kind) {
     case OpKind::up_conv:
         add_up_conv(builder, op, channels);
@@ -293,7 +296,7 @@ Convolution prepare_head(const Op &op, int channels, int outputs, const KernelTa
     builder.add_phase(0, 0);
     const float *weight = values_of(op, "head_weight", static_cast<int64_t>(outputs) * channels);
     builder.add_tap(0, 0, 0, builder.add_weights(weight, channels, 0, 1), 0);
-    builder.set_bias(values_of(op, "head_bias", outputs), 1);
+    builder.result().epilogue = plain_epilogue(values_of(op, "head_bias", outputs), 1, outputs, kernels);
     return builder.pack(pool);
 }
 
@@ -326,15 +329,15 @@ void convolve_row(const Convolution &convolution, const KernelTable &kernels, co
         row.tap_count = static_cast<int>(phase.taps.size());
         row.vectors = block.vectors;
         row.pixels = (width - phase.column + convolution.stride_x - 1) / convolution.stride_x;
-        row.activation = convolution.activation;
-        row.slope = convolution.slope;
+        row.activation = convolution.epilogue.activation;
+        row.slope = convolution.epilogue.slope;
         row.output_is_bf16 = output_is_bf16;
         row.output = output + phase.column * output_stride + channel * element;
         row.output_stride = output_stride * convolution.stride_x;
 
-        const float *bias = convolution.bias.floats() + channel;
+        const float *bias = convolution.epilogue.bias.floats() + channel;
         row.bias_first = row.bias = row.bias_last = bias;
-        if (convolution.border_bias) {
+        if (convolution.epilogue.border_bias) {
             const auto padded = static_cast<int64_t>(convolution.padded_channels);
             const int64_t last_x = phase.column + (row.pixels - 1) * convolution.stride_x;
             bias += 3 * border_class(y, height) * padded;

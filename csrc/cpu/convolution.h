@@ -36,6 +36,14 @@ struct ChannelBlock {
     int first_vector = 0, vectors = 0; // of output channels
 };
 
+// What happens to a sum before it is stored.
+struct Epilogue {
+    bool border_bias = false; // bias is [3][3][padded_channels] by first, middle, last row and column, else one vector
+    AlignedMemory bias;
+    KernelActivation activation = KernelActivation::none;
+    float slope = 0.0F;
+};
+
 // A convolution, or several in turn: upsampling and transposed ones have one phase per position of an output pixel in
 // its stride x stride cell, an ordinary one has a single phase.
 struct Convolution {
@@ -46,13 +54,25 @@ struct Convolution {
     std::vector<ConvSource> sources;
     std::vector<ConvPhase> phases;
     std::vector<ChannelBlock> blocks;
-    int64_t units = 0;        // per output channel, all phases together
-    AlignedMemory weights;    // [block][units][vectors][lanes] of 32 bits
-    bool border_bias = false; // bias is [3][3][padded_channels] by first, middle, last row and column, else one vector
-    AlignedMemory bias;
-    KernelActivation activation = KernelActivation::none;
-    float slope = 0.0F;
+    int64_t units = 0;     // per output channel, all phases together
+    AlignedMemory weights; // [block][units][vectors][lanes] of 32 bits
+    Epilogue epilogue;
 };
+
+// The output channels in blocks as wide as kernels take them.
+std::vector<ChannelBlock> channel_blocks(int padded_channels, const KernelTable &kernels);
+
+// Bias and activation of an op that convolves.  Throws Error(UF_ERR_BAD_FILE) for an activation that is none of them.
+Epilogue make_epilogue(const Op &op, const KernelTable &kernels);
+
+// The weights of that name, `expected` of them, else throws Error(UF_ERR_BAD_FILE).
+const float *values_of(const Op &op, const char *name, int64_t expected);
+
+// How many channels the convolution of `op` gives.
+int64_t output_channels(const Op &op);
+
+// The class of a row or column in a bias by borders: 0 for the first, 2 for the last, 1 for all between.
+inline int64_t border_class(int64_t position, int64_t size) { return position == 0 ? 0 : position == size - 1 ? 2 : 1; }
 
 // Zero pixels that `op` reads around its input number `input`.
 int required_halo(const Op &op, int input);

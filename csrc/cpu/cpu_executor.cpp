@@ -1,6 +1,7 @@
 #include "cpu_executor.h"
 
 #include <algorithm>
+#include <array>
 
 #include "activations.h"
 #include "aligned_memory.h"
@@ -11,6 +12,8 @@
 #include "int8_pass.h"
 #include "machine_peak.h"
 #include "plain_ops.h"
+#include "winograd.h"
+#include "winograd_choice.h"
 
 namespace uf {
 namespace {
@@ -30,7 +33,8 @@ bool convolves(OpKind kind) {
 }
 
 struct PreparedOp {
-    const Op *op = nullptr; // of the plan
+    const Op *op = nullptr;                    // of the plan
+    std::vector<WinogradConvolution> winograd; // one after the other; where there is none, `convolution`
     Convolution convolution;
     Convolution head;                   // the 1x1 behind the convolution of a head
     RowFunction row_function = nullptr; // for the plain ops
@@ -81,6 +85,7 @@ class CpuContext final : public Context {
     CpuContext(std::shared_ptr<const Program> program, const PassShape &shape)
         : program_(std::move(program)), shape_(shape) {
         lay_out_buffers();
+        schedule_winograd();
         allocate();
     }
 
@@ -93,6 +98,10 @@ class CpuContext final : public Context {
         const Pass pass{images, transforms, count, logit_threshold, outputs};
         for (const PreparedOp &prepared : program_->ops) {
             const OpTimer timer(op_seconds, static_cast<size_t>(&prepared - program_->ops.data()));
+            if (!prepared.winograd.empty()) {
+                winograd(prepared, pass);
+                continue;
+            }
             if (Int8Program::runs(*prepared.op)) {
                 int8_->run(static_cast<size_t>(&prepared - program_->ops.data()),
                            {images, transforms, count, logit_threshold, outputs}, buffers_.data(), *program_->pool,
@@ -157,14 +166,40 @@ class CpuContext final : public Context {
         image_.lay_out();
     }
 
-    // One arena: slots, the normalised image if a stem reads it, scratch of the workers.
+    // Height and width of what `op` convolves to.
+    std::array<int, 2> convolved_size(const Op &op) const {
+        if (!op.outputs.empty())
+            return {buffers_[op.outputs[0]].height, buffers_[op.outputs[0]].width};
+        const Activations &from = buffers_[op.inputs[0]];
+        return {from.height + op.padding[0] + op.padding[2] - op.kernel[0] + 1,
+                from.width + op.padding[1] + op.padding[3] - op.kernel[1] + 1};
+    }
+
+    void schedule_winograd() {
+        for (const PreparedOp &prepared : program_->ops) {
+            const Op &op = *prepared.op;
+            std::vector<WinogradSchedule> &schedules = schedules_.emplace_back();
+            for (const WinogradConvolution &convolution : prepared.winograd) {
+                const auto [height, width] = convolved_size(op);
+                schedules.push_back(schedule(convolution, shape_.count, height, width, program_->pool->threads(),
+                                             op.kind != OpKind::head));
+                if (schedules.back().whole) {
+                    transformed_size_ = std::max(
+                        transformed_size_, static_cast<size_t>(transformed_bytes(convolution, schedules.back().tiles)));
+                }
+            }
+        }
+    }
+
+    // One arena: slots, the normalised image if a stem reads it, transformed windows that all workers share, scratch of
+    // each of them.
     void allocate() {
         const Program &program = *program_;
         std::vector<size_t> slot_sizes(static_cast<size_t>(program.plan->slots), 0);
         for (size_t i = 1; i < buffers_.size(); ++i) {
             size_t &size = slot_sizes[static_cast<size_t>(program.plan->buffers[i].slot)];
-            size = std::max(size,
-                            program.plan->buffers[i].scale > 0.0F ? int8_->buffer_bytes(i) : bytes_of(buffers_[i]));
+            size =
+                std::max(size, program.plan->buffers[i].scale > 0.0F ? int8_->buffer_bytes(i) : bytes_of(buffers_[i]));
         }
         std::vector<size_t> slot_offsets;
         size_t total = 0;
@@ -175,6 +210,8 @@ class CpuContext final : public Context {
         const size_t image_offset = total;
         if (program.has_stem)
             total += aligned(std::max(bytes_of(image_), int8_ ? int8_->image_bytes() : 0));
+        const size_t transformed_offset = total;
+        total += aligned(transformed_size_);
         const size_t scratch_offset = total;
         for (const PreparedOp &prepared : program.ops) {
             scratch_size_ = std::max(scratch_size_, aligned(scratch_bytes(prepared)));
@@ -199,6 +236,7 @@ class CpuContext final : public Context {
         if (int8_)
             int8_->place_image(arena_.data() + image_offset);
         image_.data = arena_.data() + image_offset + image_.offset();
+        transformed_ = arena_.data() + transformed_offset;
         scratch_ = arena_.data() + scratch_offset;
     }
 
@@ -225,9 +263,11 @@ class CpuContext final : public Context {
     // Per worker.
     size_t scratch_bytes(const PreparedOp &prepared) const {
         const Op &op = *prepared.op;
+        if (!prepared.winograd.empty())
+            return static_cast<size_t>(winograd_scratch(prepared, schedules_of(prepared)).bytes);
         if (op.kind == OpKind::head)
-            return static_cast<size_t>(head_row(prepared, prepared.convolution).row_stride +
-                                       head_row(prepared, prepared.head).row_stride);
+            return static_cast<size_t>(row_of(prepared, prepared.convolution).row_stride +
+                                       row_of(prepared, prepared.head).row_stride);
         if (op.kind == OpKind::output) {
             const Activations &from = buffers_[op.inputs[0]];
             return sizeof(float) * static_cast<size_t>(from.width) * static_cast<size_t>(from.padded_channels);
@@ -239,12 +279,11 @@ class CpuContext final : public Context {
         return 0;
     }
 
-    // One row of what a head convolves to, and of the logits behind it.
-    Activations head_row(const PreparedOp &prepared, const Convolution &convolution) const {
-        const Op &op = *prepared.op;
+    // One row of what a head convolves to, or of the logits behind it.
+    Activations row_of(const PreparedOp &prepared, const Convolution &convolution) const {
         Activations row;
         row.height = 1;
-        row.width = buffers_[op.inputs[0]].width + op.padding[1] + op.padding[3] - op.kernel[1] + 1;
+        row.width = convolved_size(*prepared.op)[1];
         row.padded_channels = convolution.padded_channels;
         row.lay_out();
         return row;
@@ -328,52 +367,61 @@ class CpuContext final : public Context {
                     to.clear_frame(image, y);
             }
             if (op.outputs.size() == 2)
-                pool_pair(to, buffers_[op.outputs[1]], block, image, begin / 2);
+                pool_pair(to, buffers_[op.outputs[1]], block, image, begin / 2, 0, to.width / 2);
         });
     }
 
-    // Row y of `pooled`, for one channel block, from the two rows of `from` that were just written.
+    // Pixels [begin, end) of row y of `pooled`, for one channel block, from the two rows of `from` that were just
+    // written.
     void pool_pair(const Activations &from, const Activations &pooled, const ChannelBlock &block, int64_t image,
-                   int64_t y) const {
+                   int64_t y, int64_t begin, int64_t end) const {
         const KernelTable &kernels = *program_->kernels;
         const int64_t vector = kernels.lanes * static_cast<int64_t>(from.bf16 ? sizeof(Bf16) : sizeof(float));
         const int64_t channel = block.first_vector * vector;
         PoolRow row;
-        row.upper = from.pixel(image, 2 * y, 0) + channel;
-        row.lower = from.pixel(image, 2 * y + 1, 0) + channel;
-        row.output = pooled.pixel(image, y, 0) + channel;
-        row.pixels = pooled.width;
+        row.upper = from.pixel(image, 2 * y, 2 * begin) + channel;
+        row.lower = from.pixel(image, 2 * y + 1, 2 * begin) + channel;
+        row.output = pooled.pixel(image, y, begin) + channel;
+        row.pixels = end - begin;
         row.pixel_stride = from.pixel_stride;
         row.vectors = block.vectors;
         (from.bf16 ? kernels.pool_bf16 : kernels.pool_float32)(row);
-        if (block.first_vector == 0)
+        if (block.first_vector == 0 && begin == 0)
             pooled.clear_frame(image, y);
     }
 
     void head(const PreparedOp &prepared, const Pass &pass) {
-        const Op &op = *prepared.op;
         const KernelTable &kernels = *program_->kernels;
-        const Activations &from = buffers_[op.inputs[0]];
-        const Activations features = head_row(prepared, prepared.convolution),
-                          logits = head_row(prepared, prepared.head);
-        const int64_t height = from.height + op.padding[0] + op.padding[2] - op.kernel[0] + 1, width = features.width;
+        const Activations &from = buffers_[prepared.op->inputs[0]];
+        const Activations features = row_of(prepared, prepared.convolution);
+        const auto [height, width] = convolved_size(*prepared.op);
 
-        program_->pool->run(pass.count * height, [&](int64_t task, int worker) {
-            const int64_t image = task / height, y = task % height;
-            std::byte *feature_row = scratch_of(worker), *logit_row = feature_row + features.row_stride;
-            const ConvInput input = input_of(from, image), feature_input{feature_row, 0, features.pixel_stride};
-            for (const ChannelBlock &block : prepared.convolution.blocks) {
-                convolve_row(prepared.convolution, kernels, block, &input, y, height, width, false, feature_row,
-                             features.pixel_stride);
-            }
-            for (const ChannelBlock &block : prepared.head.blocks) {
-                convolve_row(prepared.head, kernels, block, &feature_input, y, height, width, false, logit_row,
-                             logits.pixel_stride);
-            }
-            write_result_row(program_->plan->output_kind, program_->plan->output_channels, pass.logit_threshold,
-                             reinterpret_cast<const float *>(logit_row), logits.padded_channels, width,
-                             pass.outputs[image], y);
-        });
+        program_->pool->run(
+            static_cast<int64_t>(pass.count) * height, [&, height = height, width = width](int64_t task, int worker) {
+                const int64_t image = task / height, y = task % height;
+                std::byte *feature_row = scratch_of(worker);
+                const ConvInput input = input_of(from, image);
+                for (const ChannelBlock &block : prepared.convolution.blocks) {
+                    convolve_row(prepared.convolution, kernels, block, &input, y, height, width, false, feature_row,
+                                 features.pixel_stride);
+                }
+                head_row(prepared, pass, image, y, 0, width, feature_row, feature_row + features.row_stride);
+            });
+    }
+
+    // The result from pixel (y, x) on, from a row of `features`, with memory for the logits behind them.
+    void head_row(const PreparedOp &prepared, const Pass &pass, int64_t image, int64_t y, int64_t x, int64_t width,
+                  const std::byte *features, std::byte *logits) const {
+        const Convolution &head = prepared.head;
+        const int64_t element = sizeof(float), logit_stride = element * head.padded_channels;
+        const ConvInput input{features, 0, element * round_up(head.sources[0].units, program_->kernels->lanes)};
+        for (const ChannelBlock &block : head.blocks)
+            convolve_row(head, *program_->kernels, block, &input, 0, 1, width, false, logits, logit_stride);
+        OutputView output = pass.outputs[image];
+        const int channels = program_->plan->output_channels;
+        output.data += x * (output.type == ResultType::mask ? 1 : element * channels);
+        write_result_row(program_->plan->output_kind, channels, pass.logit_threshold,
+                         reinterpret_cast<const float *>(logits), head.padded_channels, width, output, y);
     }
 
     void output(const PreparedOp &prepared, const Pass &pass) {
@@ -387,6 +435,143 @@ class CpuContext final : public Context {
         });
     }
 
+    const std::vector<WinogradSchedule> &schedules_of(const PreparedOp &prepared) const {
+        return schedules_[static_cast<size_t>(&prepared - program_->ops.data())];
+    }
+
+    // Where in a worker's scratch the parts of a Winograd convolution begin.
+    struct WinogradScratch {
+        int64_t products = 0, features = 0, logits = 0, bytes = 0;
+    };
+
+    WinogradScratch winograd_scratch(const PreparedOp &prepared, const std::vector<WinogradSchedule> &schedules) const {
+        WinogradScratch result;
+        int64_t products = 0;
+        for (size_t i = 0; i < schedules.size(); ++i) {
+            const int64_t tiles = schedules[i].range;
+            if (!schedules[i].whole)
+                result.products = std::max(result.products, transformed_bytes(prepared.winograd[i], tiles));
+            products = std::max(products, product_bytes(prepared.winograd[i], tiles));
+        }
+        result.features = result.logits = result.bytes = result.products + products;
+        if (prepared.op->kind == OpKind::head) {
+            constexpr int64_t element = sizeof(float);
+            const int64_t tile = prepared.winograd[0].tile, row = schedules[0].range * tile;
+            result.logits += row * tile * prepared.winograd[0].padded_channels * element;
+            result.bytes = result.logits + row * prepared.head.padded_channels * element;
+        }
+        return result;
+    }
+
+    // Each convolution of the op in turn; what comes behind it is done for tiles that the caches still hold.
+    void winograd(const PreparedOp &prepared, const Pass &pass) {
+        const Op &op = *prepared.op;
+        const KernelTable &kernels = *program_->kernels;
+        const std::vector<WinogradSchedule> &schedules = schedules_of(prepared);
+        const WinogradScratch parts = winograd_scratch(prepared, schedules);
+        const Activations *inputs[2] = {&buffers_[op.inputs[0]], &buffers_[op.inputs.back()]};
+        const bool is_head = op.kind == OpKind::head;
+
+        for (size_t i = 0; i < schedules.size(); ++i) {
+            const WinogradConvolution &convolution = prepared.winograd[i];
+            const WinogradSchedule &schedule = schedules[i];
+            const bool is_last = i + 1 == schedules.size();
+            const int64_t image_tiles = schedule.tile_rows * schedule.tile_columns, tiles = pass.count * image_tiles;
+            const int64_t ranges = (tiles + schedule.range - 1) / schedule.range;
+            const auto blocks = static_cast<int64_t>(convolution.blocks.size());
+            const Positions shared = transformed_layout(convolution, schedule.tiles, transformed_);
+            if (schedule.whole) {
+                program_->pool->run(pass.count * schedule.tile_rows, [&](int64_t task, int) {
+                    const int64_t begin = task * schedule.tile_columns;
+                    for_each_run(schedule, begin, begin + schedule.tile_columns, [&](const TileRun &run) {
+                        transform_windows(convolution, kernels, inputs, run, shared.from_tile(begin));
+                    });
+                });
+            }
+            program_->pool->run(schedule.whole ? ranges * blocks : ranges, [&](int64_t task, int worker) {
+                std::byte *scratch = scratch_of(worker);
+                const int64_t begin = task % ranges * schedule.range, end = std::min(begin + schedule.range, tiles);
+                Positions windows = shared.from_tile(begin);
+                if (!schedule.whole) {
+                    windows = transformed_layout(convolution, schedule.range, scratch);
+                    for_each_run(schedule, begin, end, [&](const TileRun &run) {
+                        transform_windows(convolution, kernels, inputs, run, windows.from_tile(run.first));
+                    });
+                }
+                const Positions products = product_layout(convolution, schedule.range, scratch + parts.products);
+                const int64_t first_block = schedule.whole ? task / ranges : 0;
+                for (int64_t number = first_block; number < (schedule.whole ? first_block + 1 : blocks); ++number) {
+                    const ChannelBlock &block = convolution.blocks[static_cast<size_t>(number)];
+                    for (const WinogradPhase &phase : convolution.phases) {
+                        multiply(convolution, kernels, block, phase, end - begin, windows, products);
+                        for_each_run(schedule, begin, end, [&](const TileRun &run) {
+                            const WinogradTarget target = is_head ? head_target(prepared, run, scratch + parts.features)
+                                                                  : output_target(op, convolution, run);
+                            finish_run(convolution, kernels, block, phase, run, products.from_tile(run.first), target);
+                        });
+                    }
+                    if (is_last && !is_head) {
+                        for_each_run(schedule, begin, end,
+                                     [&](const TileRun &run) { frame_and_pool(op, convolution, block, run); });
+                    }
+                }
+                if (is_head) {
+                    for_each_run(schedule, begin, end, [&](const TileRun &run) {
+                        finish_head(prepared, pass, run, head_target(prepared, run, scratch + parts.features),
+                                    scratch + parts.logits);
+                    });
+                }
+            });
+        }
+    }
+
+    WinogradTarget output_target(const Op &op, const WinogradConvolution &convolution, const TileRun &run) const {
+        const Activations &to = buffers_[op.outputs[0]];
+        const int64_t step = static_cast<int64_t>(convolution.tile) * convolution.stride;
+        return {to.pixel(run.image, run.row * step, run.column * step),
+                to.row_stride,
+                to.pixel_stride,
+                to.height,
+                to.width,
+                to.bf16};
+    }
+
+    // Features of the run's tiles, in rows as long as the run.
+    WinogradTarget head_target(const PreparedOp &prepared, const TileRun &run, std::byte *features) const {
+        const WinogradConvolution &convolution = prepared.winograd[0];
+        const auto [height, width] = convolved_size(*prepared.op);
+        const int64_t pixel = convolution.padded_channels * static_cast<int64_t>(sizeof(float));
+        const int64_t tile = convolution.tile;
+        return {features + run.first * tile * tile * pixel, run.tiles * tile * pixel, pixel, height, width, false};
+    }
+
+    // Rows and columns of the output that a run covers.
+    void frame_and_pool(const Op &op, const WinogradConvolution &convolution, const ChannelBlock &block,
+                        const TileRun &run) const {
+        const Activations &to = buffers_[op.outputs[0]];
+        const int64_t tile = convolution.tile, begin = run.row * tile;
+        const int64_t end = std::min<int64_t>(begin + tile, to.height);
+        if (block.first_vector == 0 && run.column == 0) {
+            for (int64_t y = begin; y < end; ++y)
+                to.clear_frame(run.image, y);
+        }
+        if (op.outputs.size() != 2)
+            return;
+        const int64_t first = run.column * tile, last = std::min<int64_t>(first + run.tiles * tile, to.width);
+        for (int64_t y = begin; y < end; y += 2)
+            pool_pair(to, buffers_[op.outputs[1]], block, run.image, y / 2, first / 2, last / 2);
+    }
+
+    void finish_head(const PreparedOp &prepared, const Pass &pass, const TileRun &run, const WinogradTarget &features,
+                     std::byte *logits) const {
+        const int64_t tile = prepared.winograd[0].tile, begin = run.row * tile, x = run.column * tile;
+        const int64_t end = std::min(begin + tile, features.height);
+        for (int64_t y = begin; y < end; ++y) {
+            head_row(prepared, pass, run.image, y, x, std::min(run.tiles * tile, features.width - x),
+                     features.data + (y - begin) * features.row_stride, logits);
+        }
+    }
+
     std::byte *scratch_of(int worker) const { return scratch_ + static_cast<size_t>(worker) * scratch_size_; }
 
     std::shared_ptr<const Program> program_;
@@ -396,7 +581,10 @@ class CpuContext final : public Context {
     std::optional<Int8Buffers> int8_;
     AlignedMemory arena_;
     std::byte *scratch_ = nullptr;
-    size_t scratch_size_ = 0; // per worker
+    size_t scratch_size_ = 0;                              // per worker
+    std::vector<std::vector<WinogradSchedule>> schedules_; // [op][convolution]
+    std::byte *transformed_ = nullptr;                     // windows of a whole pass
+    size_t transformed_size_ = 0;
 };
 
 class CpuExecutor final : public Executor {
@@ -422,7 +610,8 @@ class CpuExecutor final : public Executor {
     std::shared_ptr<const Program> program_;
 };
 
-PreparedOp prepare(const Op &op, const Program &program) {
+// `winograd`: the forms that were chosen for the op.
+PreparedOp prepare(const Op &op, const std::vector<WinogradForm> &winograd, const Program &program) {
     PreparedOp prepared;
     prepared.op = &op;
     prepared.row_function = row_function(op.kind, program.bf16);
@@ -431,10 +620,13 @@ PreparedOp prepare(const Op &op, const Program &program) {
     std::vector<int> channels;
     for (const int input : op.inputs)
         channels.push_back(program.plan->buffers[input].channels);
-    prepared.convolution = prepare_convolution(op, channels, program.bf16, *program.kernels, *program.pool);
+    if (!winograd.empty())
+        prepared.winograd = prepare_winograd(op, channels, winograd, *program.kernels, *program.pool);
+    else
+        prepared.convolution = prepare_convolution(op, channels, program.bf16, *program.kernels, *program.pool);
     if (op.kind == OpKind::head) {
-        prepared.head = prepare_head(op, prepared.convolution.channels, program.plan->output_channels, *program.kernels,
-                                     *program.pool);
+        prepared.head = prepare_head(op, static_cast<int>(output_channels(op)), program.plan->output_channels,
+                                     *program.kernels, *program.pool);
     }
     return prepared;
 }
@@ -442,7 +634,7 @@ PreparedOp prepare(const Op &op, const Program &program) {
 } // namespace
 
 std::unique_ptr<Executor> make_cpu_executor(std::shared_ptr<const Plan> plan, std::shared_ptr<ThreadPool> pool,
-                                            const std::string &precision, const std::string &isa) {
+                                            const std::string &precision, const std::string &isa, Plan *spare) {
     auto program = std::make_shared<Program>();
     program->plan = std::move(plan);
     program->pool = std::move(pool);
@@ -452,13 +644,17 @@ std::unique_ptr<Executor> make_cpu_executor(std::shared_ptr<const Plan> plan, st
     if (int8)
         program->int8 = std::make_unique<const Int8Program>(*program->plan, isa);
     program->halos.assign(program->plan->buffers.size(), 0);
+    const auto winograd = choose_winograd(*program->plan, *program->kernels, program->bf16);
     for (const Op &op : program->plan->ops) {
         for (size_t i = 0; i < op.inputs.size(); ++i) {
             int &halo = program->halos[op.inputs[i]];
             halo = std::max(halo, required_halo(op, static_cast<int>(i)));
         }
         program->has_stem = program->has_stem || op.kind == OpKind::stem;
-        program->ops.push_back(prepare(op, *program));
+        const size_t number = program->ops.size();
+        program->ops.push_back(prepare(op, winograd[number], *program));
+        if (spare != nullptr && convolves(op.kind) && !Int8Program::runs(op))
+            spare->ops[number].tensors.clear();
     }
     return std::make_unique<CpuExecutor>(std::move(program));
 }

@@ -3,80 +3,10 @@
 // The microkernel is a block of P output pixels x Q vectors of output channels that lives in registers while all taps
 // and units stream past: per unit, Q loads of weights, P broadcasts of input, P * Q multiply-adds.
 
-#include "kernels.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#define UF_JOIN_(a, b) a##b
-#define UF_JOIN(a, b) UF_JOIN_(a, b)
-#define UF_STRING_(a) #a
-#define UF_STRING(a) UF_STRING_(a)
+#include "vector.h"
 
 namespace uf {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int lane_count = 16, register_count = 32, widest = 2;
-#elif defined(__AVX2__)
-constexpr int lane_count = 8, register_count = 16, widest = 2;
-#elif defined(__aarch64__)
-constexpr int lane_count = 4, register_count = 32, widest = 4;
-#else
-constexpr int lane_count = 4, register_count = 16, widest = 2;
-#endif
-
-typedef float Vector __attribute__((vector_size(lane_count * sizeof(float)), may_alias));
-
-// Pixels in a block: what the registers hold beside Q weights, a broadcast and a spare one.  Beyond 24, more pixels
-// per load of weights no longer pay.
-constexpr int block_pixels(int vectors) {
-    const int fitting = (register_count - vectors - 2) / vectors;
-    return fitting < 24 ? fitting : 24;
-}
-
-struct Float32 {
-    typedef float Stored;
-    static Vector load(const void *from) { return *static_cast<const Vector *>(from); }
-    static void store(void *to, Vector value) { *static_cast<Vector *>(to) = value; }
-    static void multiply_add(Vector &sum, Vector weights, const void *unit) {
-        sum += weights * *static_cast<const float *>(unit);
-    }
-};
-
-#if defined(__AVX512BF16__)
-struct Bf16 {
-    typedef uint16_t Stored;
-    typedef uint16_t Halves __attribute__((vector_size(lane_count * sizeof(uint16_t)), may_alias));
-    typedef uint32_t Bits __attribute__((vector_size(lane_count * sizeof(uint32_t))));
-    static Vector load(const void *from) {
-        return (Vector)(__builtin_convertvector(*static_cast<const Halves *>(from), Bits) << 16);
-    }
-    static void store(void *to, Vector value) {
-        *static_cast<Halves *>(to) = (Halves)_mm512_cvtneps_pbh((__m512)value);
-    }
-    static void multiply_add(Vector &sum, Vector weights, const void *unit) {
-        const __m512i pair = _mm512_set1_epi32(*static_cast<const int *>(unit));
-        sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)pair);
-    }
-};
-#endif
-
-// Activation in place and store, each decision taken once for the block.  NaN passes through ReLU, as in PyTorch.
-template <int P, int Q> inline void activate(Vector (&sum)[P][Q], KernelActivation activation, float slope) {
-    if (activation == KernelActivation::none)
-        return;
-    const bool relu = activation == KernelActivation::relu;
-#pragma GCC unroll 32
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q) {
-            const Vector negative = relu ? Vector{} : sum[p][q] * slope;
-            sum[p][q] = sum[p][q] < 0.0F ? negative : sum[p][q];
-        }
-    }
-}
 
 template <class Number, int P, int Q> inline void store(const Vector (&sum)[P][Q], char *output, int64_t stride) {
 #pragma GCC unroll 32
@@ -146,7 +76,7 @@ template <class Number, int Q> void conv_row_of(const ConvRow &row) {
     if constexpr (Q > 0) {
         if (row.vectors != Q)
             return conv_row_of<Number, Q / 2>(row);
-        constexpr int most = block_pixels(Q);
+        constexpr int most = block_rows(Q);
         const int64_t blocks = (row.pixels + most - 1) / most;
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t first = row.pixels * block / blocks, end = row.pixels * (block + 1) / blocks;
@@ -174,12 +104,20 @@ template <class Number> void pool_row(const PoolRow &row) {
 }
 
 const KernelTable table = {
-    UF_STRING(UF_ISA), lane_count,        widest,         conv_row<Float32>,
+    UF_STRING(UF_ISA),
+    lane_count,
+    widest,
+    conv_row<Float32>,
 #if defined(__AVX512BF16__)
-    conv_row<Bf16>,    pool_row<Float32>, pool_row<Bf16>,
+    conv_row<Bf16>,
+    pool_row<Float32>,
+    pool_row<Bf16>,
 #else
-    nullptr,           pool_row<Float32>, nullptr,
+    nullptr,
+    pool_row<Float32>,
+    nullptr,
 #endif
+    &UF_JOIN(winograd_kernels_, UF_ISA),
 };
 
 } // namespace

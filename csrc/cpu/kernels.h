@@ -47,6 +47,75 @@ struct PoolRow {
     int vectors;
 };
 
+// Winograd's minimal filtering, F(m x m, 3 x 3) with m = `tile` 2 or 4.  The output falls into tiles of m x m pixels,
+// the input behind each of them is a window of (m + 2) x (m + 2).  A window is transformed to as many *positions*,
+// which are numbered row by row; at each, a product of matrices over the input channels takes the place of the
+// convolution; and the positions of a tile are transformed back.
+//
+// Windows -> positions, for a row of tiles and some vectors of channels.
+struct WinogradInput {
+    int tile;
+    const void *input;                // channel 0 of the first pixel of the first tile's window
+    int64_t row_stride, pixel_stride; // bytes
+    int64_t rows, columns;            // of pixels from that one on that exist; beyond them are zeros
+    bool input_is_bf16;               // else float32
+    int64_t tiles;
+    int vectors;
+    void *output; // channel 0 of the first tile's position 0
+    bool output_is_bf16;
+    int64_t position_stride, tile_stride; // bytes
+};
+
+// At each position, output[tile][channel] = sum over units of input[tile][unit] * weights[unit][channel].
+struct WinogradProduct {
+    const void *input;                    // [position][tile][unit] of 32 bits
+    int64_t position_stride, tile_stride; // bytes
+    const void *weights;                  // [number of the position in `positions`][unit][vectors][lanes] of 32 bits
+    const unsigned char *positions;       // those where weights are not all zero
+    int position_count;
+    int64_t tiles, units;
+    int vectors;
+    float *output;                                      // [position][tile][vectors][lanes]
+    int64_t output_position_stride, output_tile_stride; // bytes
+};
+
+// Positions -> output pixels, for a row of tiles.
+struct WinogradOutput {
+    int tile;
+    int skipped_row, skipped_column;      // of positions that the product left out: 0, m + 1 or both -1 for none
+    const float *input;                   // [position][tile][vectors][lanes]
+    int64_t position_stride, tile_stride; // bytes
+    int64_t tiles;
+    int vectors;
+    // [3][vectors of the whole output][lanes] for the first, the middle and the last column of the image, for each row
+    // of the tiles; bias_stride is 0 where the three are the same.
+    const float *bias[4];
+    int64_t bias_stride; // floats
+    bool first_column;   // whether the first pixel is in the first column of the image
+    bool adds;           // to what the output holds, before the activation
+    KernelActivation activation;
+    float slope;
+    bool output_is_bf16;
+    void *output;                     // first pixel of the first tile
+    int64_t row_stride, pixel_stride; // bytes
+    int64_t rows, columns;            // of pixels from there on that exist; the last column is that of the image
+};
+
+// The 3 x 3 weights of one input channel for a vector of output channels -> positions.
+struct WinogradWeights {
+    int tile;
+    const float *weights; // [3][3][lanes]
+    float *output;        // [position][lanes]
+};
+
+struct WinogradKernels {
+    void (*input)(const WinogradInput &row);
+    void (*product_float32)(const WinogradProduct &product);
+    void (*product_bf16)(const WinogradProduct &product); // null where conv_bf16 is
+    void (*output)(const WinogradOutput &row);
+    void (*weights)(const WinogradWeights &weights);
+};
+
 struct KernelTable {
     const char *isa;
     int lanes;       // 32-bit numbers in a vector
@@ -55,6 +124,7 @@ struct KernelTable {
     void (*conv_bf16)(const ConvRow &row); // null: this instruction set has no bf16 product
     void (*pool_float32)(const PoolRow &row);
     void (*pool_bf16)(const PoolRow &row); // null where conv_bf16 is
+    const WinogradKernels *winograd;
 };
 
 const KernelTable *kernels_portable();

@@ -1,0 +1,134 @@
+// 3x3 convolutions with fewer multiplications, by Winograd's minimal filtering F(m x m, 3 x 3): 16 / 4 of them per
+// output pixel and pair of channels for m = 2, 36 / 16 for m = 4, instead of 9.
+//
+// A *pass* takes the tiles of a batch, all images one after the other, in *ranges*: their windows are transformed, one
+// product of matrices per position multiplies them with the weights, and its results are transformed back.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "activations.h"
+#include "aligned_memory.h"
+#include "convolution.h"
+#include "kernels.h"
+#include "plan.h"
+#include "thread_pool.h"
+
+namespace uf {
+
+// One input: the window of the first tile begins at pixel (dy, dx), and its channels follow `first_channel` others.
+struct WinogradSource {
+    int input = 0;
+    int channels = 0; // padded
+    int first_channel = 0;
+    int dy = 0, dx = 0;
+};
+
+// Output pixels (row + i * stride, column + j * stride), where the tiles lie on the grid of (i, j).
+struct WinogradPhase {
+    int row = 0, column = 0;
+    int skipped_row = -1, skipped_column = -1; // of positions, whose weights are zero
+    std::vector<unsigned char> positions;      // the others
+    int64_t first_weight = 0;                  // of a channel block, in vectors of one output vector
+};
+
+struct WinogradConvolution {
+    int tile = 0;               // m
+    bool bf16_products = false; // else float32
+    int lanes = 0;
+    int channels = 0, padded_channels = 0; // of the output
+    int stride = 1;
+    std::vector<WinogradSource> sources;
+    std::vector<WinogradPhase> phases;
+    std::vector<ChannelBlock> blocks;
+    int64_t units = 0;         // per tile and position
+    int64_t block_weights = 0; // units of all positions of all phases
+    bool adds = false;         // to what the output holds
+    AlignedMemory weights;     // [block][phase][position][unit][vectors][lanes] of 32 bits
+    Epilogue epilogue;
+
+    int positions() const { return (tile + 2) * (tile + 2); }
+    // Output points of the grid for an output of that side.
+    int64_t grid(int64_t side) const { return (side + stride - 1) / stride; }
+    int64_t tiles_along(int64_t side) const { return (grid(side) + tile - 1) / tile; }
+};
+
+struct WinogradForm {
+    int tile = 0; // m: 2 or 4
+    bool bf16_products = false;
+};
+
+// Whether `op` is a 3x3 convolution that winograd.h can compute; an up_conv is two, of which the second adds to what
+// the first gives.
+bool has_winograd_form(const Op &op);
+
+// The convolutions of such an op, in the forms that are given for each.
+std::vector<WinogradConvolution> prepare_winograd(const Op &op, const std::vector<int> &channels,
+                                                  const std::vector<WinogradForm> &forms, const KernelTable &kernels,
+                                                  ThreadPool &pool);
+
+// How the tiles of a pass are shared out among tasks.
+struct WinogradSchedule {
+    int64_t tile_rows = 0, tile_columns = 0; // of an image
+    int64_t tiles = 0;                       // of all images
+    int64_t range = 1;                       // tiles of a task
+    bool whole = false; // all windows are transformed first, and a task is a range and a channel block; else a task
+                        // does all for its range
+};
+
+// `may_share`: that `whole` is possible.
+WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images, int64_t height, int64_t width,
+                          int threads, bool may_share);
+
+// Neighbours in a row of tiles; `first` is their number among those of the range.
+struct TileRun {
+    int64_t image, row, column, tiles, first;
+};
+
+// Calls body(run) for the runs that tiles [begin, end) fall into.
+template <class Body>
+void for_each_run(const WinogradSchedule &schedule, int64_t begin, int64_t end, const Body &body) {
+    for (int64_t tile = begin; tile < end;) {
+        const int64_t row = tile / schedule.tile_columns, column = tile % schedule.tile_columns;
+        const int64_t tiles = std::min(schedule.tile_columns - column, end - tile);
+        body(TileRun{row / schedule.tile_rows, row % schedule.tile_rows, column, tiles, tile - begin});
+        tile += tiles;
+    }
+}
+
+// Transformed windows, or products: [position][tile][channel].
+struct Positions {
+    std::byte *data = nullptr;
+    int64_t position_stride = 0, tile_stride = 0; // bytes
+
+    Positions from_tile(int64_t tile) const { return {data + tile * tile_stride, position_stride, tile_stride}; }
+};
+
+// Where they lie for so many tiles, and how much memory that takes.
+Positions transformed_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data);
+Positions product_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data);
+int64_t transformed_bytes(const WinogradConvolution &convolution, int64_t tiles);
+int64_t product_bytes(const WinogradConvolution &convolution, int64_t tiles);
+
+// `inputs` are those of the op; the windows of the run's tiles go to `to`, which is that of its first tile.
+void transform_windows(const WinogradConvolution &convolution, const KernelTable &kernels,
+                       const Activations *const *inputs, const TileRun &run, const Positions &to);
+
+// One channel block of the products of one phase.
+void multiply(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+              const WinogradPhase &phase, int64_t tiles, const Positions &from, const Positions &to);
+
+// Where a run's results go.
+struct WinogradTarget {
+    std::byte *data = nullptr; // channel 0 of the first pixel of the run
+    int64_t row_stride = 0, pixel_stride = 0;
+    int64_t height = 0, width = 0; // of the image
+    bool bf16 = false;
+};
+
+// The run's output pixels of that phase and channel block, from the products of its first tile on.
+void finish_run(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                const WinogradPhase &phase, const TileRun &run, const Positions &from, const WinogradTarget &target);
+
+} // namespace uf

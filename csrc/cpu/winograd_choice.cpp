@@ -1,0 +1,138 @@
+#include "winograd_choice.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace uf {
+namespace {
+
+// An op in one of its forms: an estimate for one image of the size that the network was trained on.
+struct Option {
+    std::vector<WinogradForm> forms; // none: direct
+    double cycles = 0.0;             // of one core
+    double bytes = 0.0;              // of weights
+};
+
+// Of a core with one multiply-add per cycle on vectors of float32, two of bf16.
+struct Cycles {
+    double lanes;
+    // Of what the registers could do, the kernels reach about this share.
+    static constexpr double efficiency = 0.85;
+    // Weights beyond the second cache come at about so many bytes per cycle.
+    static constexpr double bytes_per_cycle = 6.0;
+
+    double products(double multiply_adds, bool bf16) const {
+        return multiply_adds / lanes / efficiency / (bf16 ? 2.0 : 1.0);
+    }
+    double weights(double bytes) const { return bytes / bytes_per_cycle; }
+    // Per tile and vector of channels, both transforms together.
+    static double input_transform(int tile) { return tile == 2 ? 45.0 : 125.0; }
+    static double output_transform(int tile) { return tile == 2 ? 40.0 : 110.0; }
+};
+
+struct Shape {
+    double inputs, outputs; // channels, padded
+    double rows, columns;   // of the grid that the tiles cover
+    int phases;             // 1, or 4 with kernels of 2x2
+};
+
+void add_direct(Option &option, const Shape &shape, const Cycles &cycles, bool bf16) {
+    const double taps = shape.phases == 1 ? 9.0 : 4.0, weights = taps * shape.phases * shape.inputs * shape.outputs;
+    const double bytes = weights * (bf16 ? 2.0 : 4.0);
+    option.cycles += cycles.products(weights * shape.rows * shape.columns, bf16) + cycles.weights(bytes);
+    option.bytes += bytes;
+}
+
+void add_winograd(Option &option, const WinogradForm &form, const Shape &shape, const Cycles &cycles) {
+    const int side = shape.phases == 1 ? form.tile + 2 : form.tile + 1;
+    const auto along = [&](double pixels) { return std::ceil(pixels / form.tile); };
+    const double tiles = along(shape.rows) * along(shape.columns);
+    const double weights = side * side * shape.phases * shape.inputs * shape.outputs;
+    const double bytes = weights * (form.bf16_products ? 2.0 : 4.0);
+    option.forms.push_back(form);
+    option.cycles += cycles.products(weights * tiles, form.bf16_products) + cycles.weights(bytes);
+    option.cycles += tiles * shape.inputs / cycles.lanes * Cycles::input_transform(form.tile);
+    option.cycles += tiles * shape.phases * shape.outputs / cycles.lanes * Cycles::output_transform(form.tile);
+    option.bytes += bytes;
+}
+
+// The convolutions that an op consists of.  Empty where it has no Winograd form.
+std::vector<Shape> shapes_of(const Op &op, const Plan &plan, int lanes) {
+    if (!has_winograd_form(op))
+        return {};
+    const int64_t side = plan.next_legal(plan.tile);
+    const auto channels = [&](size_t input) {
+        return static_cast<double>(round_up(plan.buffers[op.inputs[input]].channels, lanes));
+    };
+    const Buffer &like = plan.buffers[op.outputs.empty() ? op.inputs[0] : op.outputs[0]];
+    const auto rows = static_cast<double>(like.height.at(side)), columns = static_cast<double>(like.width.at(side));
+    const double outputs = round_up(static_cast<int>(output_channels(op)), lanes);
+    if (op.kind == OpKind::up_conv)
+        return {{channels(0), outputs, rows / 2, columns / 2, 4}, {channels(1), outputs, rows, columns, 1}};
+    const double inputs = op.inputs.size() == 2 ? channels(0) + channels(1) : channels(0);
+    return {{inputs, outputs, rows, columns, 1}};
+}
+
+// Direct first, which takes the least memory.
+std::vector<Option> options_of(const Op &op, const Plan &plan, const KernelTable &kernels, bool bf16) {
+    const Cycles cycles{static_cast<double>(kernels.lanes)};
+    const std::vector<Shape> shapes = shapes_of(op, plan, kernels.lanes);
+    std::vector<Option> options(1);
+    for (const Shape &shape : shapes)
+        add_direct(options[0], shape, cycles, bf16);
+    std::vector<WinogradForm> forms = {{2, false}, {4, false}};
+    if (bf16)
+        forms = {{2, true}, {4, false}};
+    for (const WinogradForm &first : forms) {
+        for (const WinogradForm &second : forms) {
+            if (shapes.empty() || (shapes.size() == 1 && second.tile != first.tile))
+                continue;
+            Option option;
+            add_winograd(option, first, shapes[0], cycles);
+            if (shapes.size() == 2)
+                add_winograd(option, second, shapes[1], cycles);
+            options.push_back(std::move(option));
+        }
+    }
+    return options;
+}
+
+} // namespace
+
+std::vector<std::vector<WinogradForm>> choose_winograd(const Plan &plan, const KernelTable &kernels, bool bf16) {
+    std::vector<std::vector<Option>> options;
+    double bytes = 0.0;
+    for (const Op &op : plan.ops) {
+        options.push_back(options_of(op, plan, kernels, bf16));
+        bytes += options.back()[0].bytes;
+    }
+    // Memory goes where it saves most time per byte.
+    const double most_bytes = 24e6 + 1.75 * bytes;
+    std::vector<size_t> chosen(options.size(), 0);
+    while (true) {
+        size_t best_op = 0, best_option = 0;
+        double best_gain = 0.0;
+        for (size_t op = 0; op < options.size(); ++op) {
+            const Option &now = options[op][chosen[op]];
+            for (size_t i = 0; i < options[op].size(); ++i) {
+                const Option &other = options[op][i];
+                const double more = std::max(other.bytes - now.bytes, 1.0), gain = (now.cycles - other.cycles) / more;
+                if (gain > best_gain && bytes + other.bytes - now.bytes <= most_bytes) {
+                    best_gain = gain;
+                    best_op = op;
+                    best_option = i;
+                }
+            }
+        }
+        if (best_gain == 0.0)
+            break;
+        bytes += options[best_op][best_option].bytes - options[best_op][chosen[best_op]].bytes;
+        chosen[best_op] = best_option;
+    }
+    std::vector<std::vector<WinogradForm>> result;
+    for (size_t op = 0; op < options.size(); ++op)
+        result.push_back(options[op][chosen[op]].forms);
+    return result;
+}
+
+} // namespace uf

@@ -1,0 +1,299 @@
+// Compiled once per instruction set, as kernels.cpp is.
+//
+// One-dimensional filtering F(m, 3) evaluates polynomials at m + 1 points and at infinity: output = A' ((G g) * (B'
+// d)). Two-dimensional filtering does so along both axes.  For m = 4 the points are 0, +-sqrt(2), +-sqrt(1/2): half the
+// rounding error of the usual 0, +-1, +-2 at the same cost (measured: 4.4e-7 against 9.0e-7 at 16 channels, the direct
+// sum has 1.6e-7).
+
+#include "vector.h"
+
+namespace uf {
+namespace {
+
+template <int m> struct Filtering;
+
+// Points 0, 1, -1, infinity.
+template <> struct Filtering<2> {
+    static void input(const Vector (&d)[4], Vector (&v)[4]) {
+        v[0] = d[0] - d[2];
+        v[1] = d[2] + d[1];
+        v[2] = d[2] - d[1];
+        v[3] = d[3] - d[1];
+    }
+    static void weights(const Vector (&g)[3], Vector (&u)[4]) {
+        const Vector even = 0.5F * (g[0] + g[2]), odd = 0.5F * g[1];
+        u[0] = g[0];
+        u[1] = even + odd;
+        u[2] = even - odd;
+        u[3] = g[2];
+    }
+    static void output(const Vector (&p)[4], Vector (&y)[2]) {
+        y[0] = p[0] + (p[1] + p[2]);
+        y[1] = p[3] + (p[1] - p[2]);
+    }
+};
+
+// Points 0, a, -a, 1/a, -1/a, infinity with a = sqrt(2).
+template <> struct Filtering<4> {
+    static constexpr float a = 1.41421356F, b = 0.70710678F;
+    static void input(const Vector (&d)[6], Vector (&v)[6]) {
+        const Vector even_a = d[4] - 0.5F * d[2], odd_a = d[3] - 0.5F * d[1];
+        const Vector even_b = d[4] - 2.0F * d[2], odd_b = d[3] - 2.0F * d[1];
+        v[0] = (d[0] + d[4]) - 2.5F * d[2];
+        v[1] = even_a + a * odd_a;
+        v[2] = even_a - a * odd_a;
+        v[3] = even_b + b * odd_b;
+        v[4] = even_b - b * odd_b;
+        v[5] = (d[1] + d[5]) - 2.5F * d[3];
+    }
+    static void weights(const Vector (&g)[3], Vector (&u)[6]) {
+        const Vector even_a = (1.0F / 6.0F) * g[0] + (1.0F / 3.0F) * g[2], odd_a = (a / 6.0F) * g[1];
+        const Vector even_b = (2.0F / 3.0F) * g[0] + (1.0F / 3.0F) * g[2], odd_b = (b / 1.5F) * g[1];
+        u[0] = g[0];
+        u[1] = even_a + odd_a;
+        u[2] = even_a - odd_a;
+        u[3] = -(even_b + odd_b);
+        u[4] = -(even_b - odd_b);
+        u[5] = g[2];
+    }
+    static void output(const Vector (&p)[6], Vector (&y)[4]) {
+        const Vector sum_a = p[1] + p[2], difference_a = p[1] - p[2];
+        const Vector sum_b = p[3] + p[4], difference_b = p[3] - p[4];
+        y[0] = p[0] + (sum_a + sum_b);
+        y[1] = a * difference_a + b * difference_b;
+        y[2] = 2.0F * sum_a + 0.5F * sum_b;
+        y[3] = p[5] + (2.0F * a * difference_a + 0.5F * b * difference_b);
+    }
+};
+
+// The window of one tile, one vector of channels.  `whole`: all of its pixels exist.
+template <class Input, class Output, int m, bool whole>
+void transform_window(const WinogradInput &row, const char *input, int64_t columns, char *output) {
+    constexpr int n = m + 2;
+    Vector transformed[n][n]; // [column of the window][row of positions]
+#pragma GCC unroll 6
+    for (int x = 0; x < n; ++x) {
+        Vector column[n];
+#pragma GCC unroll 6
+        for (int y = 0; y < n; ++y) {
+            const bool exists = whole || (y < row.rows && x < columns);
+            column[y] = exists ? Input::load(input + y * row.row_stride + x * row.pixel_stride) : Vector{};
+        }
+        Filtering<m>::input(column, transformed[x]);
+    }
+#pragma GCC unroll 6
+    for (int u = 0; u < n; ++u) {
+        Vector line[n], positions[n];
+#pragma GCC unroll 6
+        for (int x = 0; x < n; ++x)
+            line[x] = transformed[x][u];
+        Filtering<m>::input(line, positions);
+#pragma GCC unroll 6
+        for (int v = 0; v < n; ++v)
+            Output::store(output + (u * n + v) * row.position_stride, positions[v]);
+    }
+}
+
+template <class Input, class Output, int m> void transform_windows(const WinogradInput &row) {
+    for (int64_t tile = 0; tile < row.tiles; ++tile) {
+        const char *input = static_cast<const char *>(row.input) + tile * m * row.pixel_stride;
+        char *output = static_cast<char *>(row.output) + tile * row.tile_stride;
+        const int64_t columns = row.columns - tile * m;
+        const bool whole = row.rows >= m + 2 && columns >= m + 2;
+        for (int vector = 0; vector < row.vectors; ++vector) {
+            if (whole) {
+                transform_window<Input, Output, m, true>(row, input, columns, output);
+            } else {
+                transform_window<Input, Output, m, false>(row, input, columns, output);
+            }
+            input += lane_count * sizeof(typename Input::Stored);
+            output += lane_count * sizeof(typename Output::Stored);
+        }
+    }
+}
+
+template <class Input, class Output> void transform_input_of(const WinogradInput &row) {
+    if (row.tile == 2)
+        return transform_windows<Input, Output, 2>(row);
+    transform_windows<Input, Output, 4>(row);
+}
+
+void transform_input(const WinogradInput &row) {
+#if defined(__AVX512BF16__)
+    if (row.output_is_bf16)
+        return row.input_is_bf16 ? transform_input_of<Bf16, Bf16>(row) : transform_input_of<Float32, Bf16>(row);
+    if (row.input_is_bf16)
+        return transform_input_of<Bf16, Float32>(row);
+#endif
+    transform_input_of<Float32, Float32>(row);
+}
+
+// P tiles x Q vectors at one position, in registers.
+template <class Number, int P, int Q>
+void multiply_block(const char *input, int64_t stride, const Vector *weights, int64_t units, char *output,
+                    int64_t output_stride) {
+    Vector sum[P][Q] = {};
+    // As in conv_block: base + {0, 1, 2, 3} * stride fits the addressing modes.
+    const char *base[(P + 3) / 4];
+#pragma GCC unroll 8
+    for (int g = 0; g < (P + 3) / 4; ++g)
+        base[g] = input + 4 * g * stride;
+    for (int64_t unit = 0; unit < units; ++unit, weights += Q) {
+        Vector weight[Q];
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q)
+            weight[q] = weights[q];
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q)
+                Number::multiply_add(sum[p][q], weight[q], base[p / 4] + p % 4 * stride + 4 * unit);
+        }
+    }
+#pragma GCC unroll 32
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q)
+            Float32::store(output + p * output_stride + q * sizeof(Vector), sum[p][q]);
+    }
+}
+
+template <class Number, int P, int Q>
+void multiply_block_of(int64_t tiles, const char *input, int64_t stride, const Vector *weights, int64_t units,
+                       char *output, int64_t output_stride) {
+    if constexpr (P > 0) {
+        if (tiles == P)
+            return multiply_block<Number, P, Q>(input, stride, weights, units, output, output_stride);
+        multiply_block_of<Number, P - 1, Q>(tiles, input, stride, weights, units, output, output_stride);
+    }
+}
+
+// The tiles fall into blocks of almost equal size, so that none is a small, slow remainder.
+template <class Number, int Q> void multiply_of(const WinogradProduct &product) {
+    if constexpr (Q > 0) {
+        if (product.vectors != Q)
+            return multiply_of<Number, Q / 2>(product);
+        constexpr int most = block_rows(Q);
+        const int64_t blocks = (product.tiles + most - 1) / most;
+        const Vector *weights = static_cast<const Vector *>(product.weights);
+        for (int i = 0; i < product.position_count; ++i, weights += product.units * Q) {
+            const int64_t position = product.positions[i];
+            const char *input = static_cast<const char *>(product.input) + position * product.position_stride;
+            char *output = reinterpret_cast<char *>(product.output) + position * product.output_position_stride;
+            for (int64_t block = 0; block < blocks; ++block) {
+                const int64_t first = product.tiles * block / blocks, end = product.tiles * (block + 1) / blocks;
+                multiply_block_of<Number, most, Q>(
+                    end - first, input + first * product.tile_stride, product.tile_stride, weights, product.units,
+                    output + first * product.output_tile_stride, product.output_tile_stride);
+            }
+        }
+    }
+}
+
+template <class Number> void multiply(const WinogradProduct &product) { multiply_of<Number, widest>(product); }
+
+// One tile, one vector of channels; `bias` of that vector.  Positions in the skipped row and column are zero.
+template <class Number, int m, int skipped_row, int skipped_column>
+void finish_tile(const WinogradOutput &row, int64_t tile, int64_t vector) {
+    constexpr int n = m + 2;
+    const char *input = reinterpret_cast<const char *>(row.input) + tile * row.tile_stride + vector * sizeof(Vector);
+    Vector transformed[n][m]; // [row of positions][column of the tile]
+#pragma GCC unroll 6
+    for (int u = 0; u < n; ++u) {
+        Vector line[n];
+#pragma GCC unroll 6
+        for (int v = 0; v < n; ++v) {
+            const bool skipped = u == skipped_row || v == skipped_column;
+            line[v] = skipped ? Vector{} : Float32::load(input + (u * n + v) * row.position_stride);
+        }
+        Filtering<m>::output(line, transformed[u]);
+    }
+    const int64_t columns = row.columns - tile * m;
+    char *output = static_cast<char *>(row.output) + tile * m * row.pixel_stride +
+                   vector * lane_count * static_cast<int64_t>(sizeof(typename Number::Stored));
+#pragma GCC unroll 4
+    for (int x = 0; x < m; ++x) {
+        Vector column[n], pixels[m][1];
+#pragma GCC unroll 6
+        for (int u = 0; u < n; ++u)
+            column[u] = transformed[u][x];
+        Vector results[m];
+        Filtering<m>::output(column, results);
+        if (x >= columns)
+            break;
+        const bool first = row.first_column && tile == 0 && x == 0, last = x == columns - 1;
+        const int64_t bias = (first ? 0 : last ? 2 : 1) * row.bias_stride + vector * lane_count;
+        char *to = output + x * row.pixel_stride;
+#pragma GCC unroll 4
+        for (int y = 0; y < m; ++y) {
+            pixels[y][0] = results[y] + Float32::load(row.bias[y] + bias);
+            if (row.adds && y < row.rows)
+                pixels[y][0] += Number::load(to + y * row.row_stride);
+        }
+        activate(pixels, row.activation, row.slope);
+#pragma GCC unroll 4
+        for (int y = 0; y < m; ++y) {
+            if (y < row.rows)
+                Number::store(to + y * row.row_stride, pixels[y][0]);
+        }
+    }
+}
+
+template <class Number, int m, int skipped_row, int skipped_column> void finish_tiles(const WinogradOutput &row) {
+    for (int64_t tile = 0; tile < row.tiles; ++tile) {
+        for (int vector = 0; vector < row.vectors; ++vector)
+            finish_tile<Number, m, skipped_row, skipped_column>(row, tile, vector);
+    }
+}
+
+template <class Number, int m> void finish_of(const WinogradOutput &row) {
+    if (row.skipped_row < 0)
+        return finish_tiles<Number, m, -1, -1>(row);
+    if (row.skipped_row == 0) {
+        return row.skipped_column == 0 ? finish_tiles<Number, m, 0, 0>(row) : finish_tiles<Number, m, 0, m + 1>(row);
+    }
+    row.skipped_column == 0 ? finish_tiles<Number, m, m + 1, 0>(row) : finish_tiles<Number, m, m + 1, m + 1>(row);
+}
+
+void transform_output(const WinogradOutput &row) {
+#if defined(__AVX512BF16__)
+    if (row.output_is_bf16)
+        return row.tile == 2 ? finish_of<Bf16, 2>(row) : finish_of<Bf16, 4>(row);
+#endif
+    row.tile == 2 ? finish_of<Float32, 2>(row) : finish_of<Float32, 4>(row);
+}
+
+template <int m> void transform_weights_of(const WinogradWeights &weights) {
+    constexpr int n = m + 2;
+    const Vector *from = reinterpret_cast<const Vector *>(weights.weights);
+    Vector transformed[3][n]; // [column of the kernel][row of positions]
+    for (int x = 0; x < 3; ++x) {
+        const Vector column[3] = {from[x], from[3 + x], from[6 + x]};
+        Filtering<m>::weights(column, transformed[x]);
+    }
+    for (int u = 0; u < n; ++u) {
+        const Vector line[3] = {transformed[0][u], transformed[1][u], transformed[2][u]};
+        Vector positions[n];
+        Filtering<m>::weights(line, positions);
+        for (int v = 0; v < n; ++v)
+            Float32::store(weights.output + (u * n + v) * lane_count, positions[v]);
+    }
+}
+
+void transform_weights(const WinogradWeights &weights) {
+    weights.tile == 2 ? transform_weights_of<2>(weights) : transform_weights_of<4>(weights);
+}
+
+} // namespace
+
+const WinogradKernels UF_JOIN(winograd_kernels_, UF_ISA) = {
+    transform_input,  multiply<Float32>,
+#if defined(__AVX512BF16__)
+    multiply<Bf16>,
+#else
+    nullptr,
+#endif
+    transform_output, transform_weights,
+};
+
+} // namespace uf
