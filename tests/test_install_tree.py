@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_static_library_in_a_project_of_c_alone(installed: Path, engine: Path, e
 
 def test_cmake_package_of_the_python_package(engine: Path, expected: bytes, tmp_path: Path) -> None:
     tool("c++")
-    folder = run("unet-fast", "--cmake-dir").strip()
+    folder = run(sys.executable, "-m", "unet_fast", "--cmake-dir").strip()
     assert Path(folder) == unet_fast.cmake_dir()
     configure(CONSUMER, tmp_path, f"-Dunet_fast_DIR={folder}")
     check_programs(tmp_path, {"c_unet_fast", "cpp_unet_fast"}, engine, expected)

@@ -56,7 +56,11 @@ def test_type_stubs_are_those_of_the_module(tmp_path: Path) -> None:
     settings = tmp_path / "mypy.ini"
     # Errors in the package's own code are the linter's to find.
     settings.write_text("[mypy]\nignore_missing_imports = True\nignore_errors = True\n")
-    run(sys.executable, "-m", "mypy.stubtest", "unet_fast._native", "--concise", "--mypy-config-file", settings)
+    allowed = tmp_path / "allowed"
+    # Of pybind11: the metaclass of each class, and the __init__ of those that only functions of the module make.
+    allowed.write_text("unet_fast\\._native\\.[A-Z]\\w+\nunet_fast\\._native\\.(Event|Memory)\\.__init__\n")
+    stubtest = (sys.executable, "-m", "mypy.stubtest", "unet_fast._native", "--concise")
+    run(*stubtest, "--mypy-config-file", settings, "--allowlist", allowed, "--ignore-unused-allowlist")
 
 
 @pytest.fixture(scope="module")

@@ -246,7 +246,7 @@ static void test_every_tiling(void) {
                 float largest = 0.0F;
                 for (int y = 0; y < H * W * info.output_channels; ++y)
                     largest = fmaxf(largest, fabsf((&result[0][0])[y] - (&exact[0][0])[y]));
-                CHECK(largest <= 1e-6F);
+                CHECK(largest <= 5e-6F); /* Winograd's convolution rounds by where a tile begins */
             }
             static uint8_t mask[H][W];
             output = result_in(mask, UF_UINT8);
