@@ -41,7 +41,7 @@ class EngineInfo:
 
     name           given when it was frozen.
     device         "cpu", "cpu-reference" or "cuda:N", and `device_reason`, why that was chosen.
-    precision      "float32", "bf16" or "fp16": what the activations are computed in.
+    precision      "float32", "bf16", "fp16" or "int8": what the activations are computed in.
     cpu_isa        instruction set of the CPU kernels: "portable", "avx2", "avx512", "avx512_bf16" or "neon".
     threads        CPU threads.
     channels       of the image, 1..4.
@@ -91,7 +91,8 @@ class Engine:
     device               "auto": a GPU where one can run this file, else the CPU.  "cpu", "cuda", "cuda:1", or
                          "cpu-reference": slow, obvious loops to compare with.
     threads              CPU threads; None: one per physical core that this process may use.
-    precision            "auto": the fastest that the file allows on this machine.  "float32", "bf16", "fp16".
+    precision            "auto": the fastest that the file allows on this machine.  "float32", "bf16", "fp16",
+                         "int8": the CPU, for files frozen so, and no other precision runs those.
     allow_embedded_code  False: GPU code in the file is ignored, the engine runs on the CPU.  For files of strangers.
     cpu_isa              "auto", or the most that may be used of the CPU's instruction sets, for comparisons:
                          "portable", "avx2", "avx512", "avx512_bf16", "neon".
@@ -427,7 +428,7 @@ class Engine:
 
     @property
     def precision(self) -> str:
-        """ "float32", "bf16" or "fp16"."""
+        """ "float32", "bf16", "fp16" or "int8"."""
         return self.info.precision
 
     @property

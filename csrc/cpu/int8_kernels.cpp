@@ -1,5 +1,5 @@
-// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_vnni and the flags for it, and without
-// contraction of products and sums.
+// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_vnni|neon_i8mm and the flags for it, and
+// without contraction of products and sums.
 //
 // The microkernel is a block of P pixel vectors x 4 output channels that lives in registers while all planes and taps
 // stream past: per plane and tap, P loads of pixels, 4 broadcasts of weights, 4 * P multiply-adds.
@@ -8,6 +8,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#include <arm_neon.h>
 #endif
 
 #define UF_JOIN_(a, b) a##b
@@ -24,6 +26,8 @@ constexpr int lane_count = 16, most_vectors = 6;
 constexpr int lane_count = 16, most_vectors = 4;
 #elif defined(__AVX2__)
 constexpr int lane_count = 8, most_vectors = 2;
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int lane_count = 4, most_vectors = 6;
 #else
 constexpr int lane_count = 4, most_vectors = 2;
 #endif
@@ -63,14 +67,18 @@ struct ByteProducts {
     static constexpr bool interleaves = true, may_overflow = false;
     typedef Ints Sum;
     typedef int32_t Bias;
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
     static constexpr int weight_words = 1;
     typedef Ints Pixels;
     typedef Ints Weights;
     static Pixels load(const char *from) { return *reinterpret_cast<const LooseInts *>(from); }
     static Weights broadcast(const int32_t *words) { return splat(*words); }
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
+#if defined(__AVX512VNNI__)
         sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)pixels, (__m512i)weights);
+#else
+        sum = (Ints)vusdotq_s32((int32x4_t)sum, (uint8x16_t)pixels, (int8x16_t)weights);
+#endif
     }
 #elif defined(__AVX2__)
     // In 16 bits, because the instruction that multiplies bytes saturates the sum of two products.

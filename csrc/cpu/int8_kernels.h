@@ -81,6 +81,8 @@ const Int8Kernels *int8_kernels_portable();
 const Int8Kernels *int8_kernels_avx2();
 const Int8Kernels *int8_kernels_avx512();
 const Int8Kernels *int8_kernels_avx512_vnni();
+#elif defined(__aarch64__)
+const Int8Kernels *int8_kernels_neon_i8mm();
 #endif
 
 } // namespace uf

@@ -1,5 +1,9 @@
 #include "int8_pass.h"
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include <algorithm>
 #include <new>
 
@@ -75,6 +79,8 @@ const Int8Kernels &choose_int8_kernels(const std::string &isa) {
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl")},
         {int8_kernels_avx2(), "avx2", __builtin_cpu_supports("avx2") != 0},
+#elif defined(__aarch64__)
+        {int8_kernels_neon_i8mm(), "neon", (getauxval(AT_HWCAP2) >> 13 & 1) != 0}, // HWCAP2_I8MM
 #endif
         {int8_kernels_portable(), "portable", true},
     };

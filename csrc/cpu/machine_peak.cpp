@@ -55,6 +55,19 @@ UF_CHAINS(chains_512, 64)
         sum[0] = _mm512_add_ps(sum[0], sum[i]);
     sink = _mm512_cvtss_f32(sum[0]);
 }
+
+__attribute__((target("avx512f,avx512vnni"))) void chains_vnni() {
+    __m512i sum[sums];
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int i = 0; i < sums; ++i)
+        sum[i] = _mm512_set1_epi32(i);
+    for (int64_t repeat = 0; repeat < repeats; ++repeat)
+        for (int i = 0; i < sums; ++i)
+            sum[i] = _mm512_dpbusd_epi32(sum[i], ones, ones);
+    for (int i = 1; i < sums; ++i)
+        sum[0] = _mm512_add_epi32(sum[0], sum[i]);
+    sink = static_cast<float>(_mm512_cvtsi512_si32(sum[0]));
+}
 #endif
 
 // The highest rate of some runs of `tasks` tasks that do `work` together.
@@ -79,6 +92,8 @@ double peak_operations(const std::string &isa, bool bf16, ThreadPool &pool) {
 #if defined(__x86_64__)
     if (isa == "avx2")
         chains = {chains_256, 16};
+    else if (isa == "avx512_vnni")
+        chains = {chains_vnni, 128};
     else if (isa == "avx512_bf16" && bf16)
         chains = {chains_bf16, 64};
     else if (isa == "avx512" || isa == "avx512_bf16")

@@ -200,6 +200,8 @@ void convolve_planes(const PlaneConvolution &convolution, const Int8Kernels &ker
 
     PlaneTaps parts[most_parts];
     int64_t taps[most_parts][most_taps], pixels[most_parts][most_block], output_pixels[most_block];
+    int64_t line_strides[most_parts];
+    bool in_pairs[most_parts]; // the vectors of a pair lie side by side in this source
     int32_t first_bias[plane_outputs] = {}, last_bias[plane_outputs] = {};
     PlaneBlock block = {};
     block.interleaved = convolution.interleaved;
@@ -221,6 +223,8 @@ void convolve_planes(const PlaneConvolution &convolution, const Int8Kernels &ker
         for (size_t i = 0; i < row_parts.size(); ++i) {
             const PlanePart &part = row_parts[i];
             const Planes &source = *sources[part.source];
+            line_strides[i] = part.halved ? source.row_stride : step * source.row_stride;
+            in_pairs[i] = share == 2 && !part.halved;
             for (size_t tap = 0; tap < part.taps.size(); ++tap)
                 taps[i][tap] = part.taps[tap][0] * source.row_stride + part.taps[tap][1] * Planes::pixel_bytes;
             parts[i] = {reinterpret_cast<const char *>(source.row(image, 0, part.halved ? y / 2 : y)),
@@ -244,33 +248,36 @@ void convolve_planes(const PlaneConvolution &convolution, const Int8Kernels &ker
             }
         }
 
+        // Counted, not divided, as there is little time between the blocks of a thin op.
         const int64_t total = divide_up(stop - y, step) * places, blocks = divide_up(total, most);
+        const int64_t apart = lanes * Planes::pixel_bytes;
+        int64_t line = 0, place = 0;
         for (int64_t number = 0; number < blocks; ++number) {
             // Of almost equal size, so that none is a small, slow remainder.
-            const int64_t from = total * number / blocks, to = total * (number + 1) / blocks;
-            block.vectors = static_cast<int>(to - from) * share;
+            const int64_t slots = total * (number + 1) / blocks - total * number / blocks;
+            block.vectors = static_cast<int>(slots) * share;
             block.first = block.last = 0;
-            for (int64_t at = from; at < to; ++at) {
-                const int64_t line = at / places, x = at % places * lanes;
-                const int64_t slot = at - from, line_y = y - begin + line * step;
-                for (size_t i = 0; i < row_parts.size(); ++i) {
-                    const PlanePart &part = row_parts[i];
-                    const int64_t stride = sources[part.source]->row_stride;
-                    if (part.halved || share == 1) {
-                        const int64_t lines = part.halved ? line : line * step;
-                        pixels[i][slot] = lines * stride + x * Planes::pixel_bytes;
+            for (int64_t slot = 0; slot < slots; ++slot) {
+                for (int i = 0; i < block.part_count; ++i) {
+                    const int64_t at = line * line_strides[i];
+                    if (in_pairs[i]) {
+                        pixels[i][2 * slot] = at + 2 * place * apart;
+                        pixels[i][2 * slot + 1] = at + (2 * place + 1) * apart;
                     } else {
-                        pixels[i][2 * slot] = line * step * stride + 2 * x * Planes::pixel_bytes;
-                        pixels[i][2 * slot + 1] = pixels[i][2 * slot] + lanes * Planes::pixel_bytes;
+                        pixels[i][slot] = at + place * apart;
                     }
                 }
-                for (int64_t v = slot * share; v < (slot + 1) * share; ++v) {
-                    const int64_t first_x = share * x + v % share * lanes;
-                    output_pixels[v] = line_y * target.row_stride + first_x * Planes::pixel_bytes;
-                    if (convolution.border_bias) {
-                        block.first |= (first_x == 0 ? 1U : 0U) << v;
-                        block.last |= (width - 1 - first_x < lanes && width - 1 >= first_x ? 1U : 0U) << v;
-                    }
+                const int64_t to = (y - begin + line * step) * target.row_stride;
+                for (int64_t v = 0; v < share; ++v)
+                    output_pixels[share * slot + v] = to + (share * place + v) * apart;
+                if (convolution.border_bias) {
+                    block.first |= place == 0 ? 1U << (share * slot) : 0U;
+                    if (place == places - 1)
+                        block.last |= 1U << (share * slot + (width - 1) / lanes % share);
+                }
+                if (++place == places) {
+                    place = 0;
+                    ++line;
                 }
             }
             (convolution.of_floats ? kernels.convolve_floats : kernels.convolve_bytes)(block);
