@@ -269,7 +269,11 @@ class Passes:
         self._running.clear()
 
     def _take(self, key: tuple[int, ...]) -> _native.Context:
+        """A context for passes of this shape on this stream; lets go of the arrays of passes that are done."""
+        done = []  # freed without the lock
         with self._lock:
+            while self._running and self._running[0][0].done():
+                done.append(self._running.popleft())
             if idle := self._idle.get(key):
                 return idle.pop()
         count, height, width, _ = key
@@ -278,13 +282,9 @@ class Passes:
     def _give_back(
         self, key: tuple[int, ...], context: _native.Context, end: _native.Event, arrays: tuple[View, View]
     ) -> None:
+        spare = []  # freed without the lock, which waits for their last pass
         with self._lock:
-            self._idle.setdefault(key, []).append(context)
             self._running.append((end, arrays))
-            done = []  # freed without the lock
-            while self._running and self._running[0][0].done():
-                done.append(self._running.popleft())
-            self._idle[key] = self._idle.pop(key)  # the latest key comes last
+            self._idle[key] = [*self._idle.pop(key, []), context]  # the latest key comes last
             while sum(map(len, self._idle.values())) > _MOST_IDLE_CONTEXTS:
-                oldest = next(iter(self._idle))
-                done.append(self._idle.pop(oldest))
+                spare.append(self._idle.pop(next(iter(self._idle))))

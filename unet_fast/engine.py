@@ -263,9 +263,9 @@ class Engine:
         handle = stream_handle(stream)
         if is_cuda_array(image):
             return self._run_on_gpu(image, dtype, options, threshold, white, out, handle)
+        batch, was_batch = as_image_batch(image, self.info.channels)
         if handle is not None:
             raise ValueError("stream is for arrays in GPU memory, but image is in host memory")
-        batch, was_batch = as_image_batch(image, self.info.channels)
         shape = self._result_shape(batch.shape, was_batch, dtype, options)
         if out is None:
             out = np.empty(shape, dtype)
