@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import datetime
 import json
+import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -89,10 +91,14 @@ class Run:
 
     def everything(self) -> None:
         with tempfile.TemporaryDirectory(prefix="unet_fast-") as folder:
+            # What was tuned here before does not count, and what is tuned now stays here.
+            os.environ["UNET_FAST_CACHE"] = folder
             networks = [self.network(name, Path(folder)) for name in PRESETS]
             engines = self.stage("freezing and checking", lambda: [self.engine(network) for network in networks])
             self.stage("ceilings", self.ceilings)
             pairs = list(zip(networks, engines, strict=True))
+            for network, engine in pairs:
+                self.stage(f"{network.name} tuning", lambda n=network, e=engine: self.tune(n, e))
             for how in ("", "eager"):
                 for network, engine in pairs:
                     self.stage(f"{network.name} {how}", lambda n=network, e=engine, h=how: self.latency(n, e, h))
@@ -148,12 +154,23 @@ class Run:
             {"network": network.name, "what": what, "batch": batch, "side": side, "seconds": seconds}
         )
 
+    def tune(self, network: Network, engine: Engine) -> None:
+        """The pass before tuning, what tuning finds, and each op after it."""
+        if not self.rehearsal:
+            seconds = contestants.our_device_seconds(self.device, engine, network.batch(1), 100, self.device.passes)
+            self.row(network, report.UNTUNED, 1, network.side, seconds)
+            tuning = engine.tune()
+            shutil.copyfile(tuning.file, self.path.with_name(f"{network.name}.tuning.json"))
+            print(tuning, file=sys.stderr)
+        profile = engine.profile()
+        self.results["networks"][network.name]["ops"] = [dataclasses.asdict(op) for op in profile.ops]
+
     def latency(self, network: Network, engine: Engine, how: str) -> None:
         """Batch 1: ours in device and from host memory, or PyTorch's and ours in turns."""
         image, side = network.batch(1), network.side
         if how == "":
             rounds = 5 if self.rehearsal else 200
-            seconds = contestants.our_device_seconds(self.device, engine, image, rounds)
+            seconds = contestants.our_device_seconds(self.device, engine, image, rounds, self.device.passes)
             self.row(network, report.OURS, 1, side, seconds)
             names = {"uf_segment": report.HOST, "Engine.segment": report.PYTHON}
             host = contestants.our_host_seconds(engine, image, 20 if self.rehearsal else 5000)
@@ -161,7 +178,7 @@ class Run:
                 self.row(network, names[name], 1, side, samples)
             return
         work = contestants.torch_passes(self.device, network, 1, how)
-        passes = contestants.PASSES
+        passes = self.device.passes
 
         def theirs() -> None:
             for _ in range(passes):
@@ -190,7 +207,7 @@ class Run:
             repeats = -(-rows // side)
             if rows != side:
                 images = images.repeat(repeats, axis=1).repeat(repeats, axis=2)[:, :rows, :rows].copy()
-            passes = max(1, contestants.PASSES * side * side // (batch * rows * rows))
+            passes = max(1, self.device.passes * side * side // (batch * rows * rows))
             rounds = 3 if self.rehearsal else 40
             seconds = contestants.our_device_seconds(self.device, engine, images, rounds, passes)
             self.row(network, report.OURS, batch, rows, seconds)

@@ -16,9 +16,6 @@ from unet_fast import Engine
 
 from .device import Cuda, Device, Work
 
-#: Passes between two events: enough that the time of an event does not count, and that the host is ahead.
-PASSES = 50
-
 
 def check(engine: Engine, network: Network, limit: float) -> float:
     """Relative error of the probabilities of two images against PyTorch in float64; raises beyond `limit`."""
@@ -48,8 +45,8 @@ def our_passes(device: Device, engine: Engine, images: Array) -> Iterator[Callab
         device.synchronise()
 
 
-def our_device_seconds(device: Device, engine: Engine, images: Array, rounds: int, passes: int = PASSES) -> list[float]:
-    """Seconds per pass, passes back to back."""
+def our_device_seconds(device: Device, engine: Engine, images: Array, rounds: int, passes: int) -> list[float]:
+    """Seconds per pass, `passes` of them back to back."""
     with our_passes(device, engine, images) as run:
         device.seconds(lambda: run(passes), 3)
         return [seconds / passes for seconds in device.seconds(lambda: run(passes), rounds)]

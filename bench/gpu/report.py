@@ -1,13 +1,13 @@
 """The table of targets with ceilings and ratios, and pictures of roofline and growth, from the stored results.
 
-Results are JSON: {"about", "ceilings", "networks": {name: {"error", "flops", "bytes", "nodes"}}, "rows": [{"network",
+Results are JSON: {"about", "ceilings", "networks": {name: {"error", "flops", ..., "ops"}}, "rows": [{"network",
 "what", "batch", "side", "seconds": [per pass], "ours_in_turns": [of PyTorch's rows]}], "notes"}.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from unet_fast.bench import duration, table
 
 Results = Mapping[str, Any]
 
-OURS, HOST, PYTHON, EAGER, COMPILED = (
-    "device memory", "host memory, C", "host memory, Python", "PyTorch eager, graph", "PyTorch max-autotune",
+OURS, UNTUNED, HOST, PYTHON, EAGER, COMPILED = (
+    "device memory", "device memory, untuned", "host memory, C", "host memory, Python", "PyTorch eager, graph",
+    "PyTorch max-autotune",
 )  # fmt: skip
 
 
@@ -145,8 +146,27 @@ def text(results: Results) -> str:
         )
     lines += [table(cells), ""]
     for name, facts in results["networks"].items():
+        lines += [_ops_table(facts["ops"], ceilings, name), ""]
         lines.append(f"{name}: relative error {facts['error']:.1e} against float64, {facts['nodes']} kernels a pass")
     return "\n".join([*lines, *results["notes"]])
+
+
+def _ops_table(ops: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float], network: str) -> str:
+    """Each op of a pass alone, with the longer of its two floors."""
+    cells = [(f"{network}, op", "kernel", "time", "floor", "TFLOP/s", "GB/s")]
+    for op in ops:
+        floor = max(op["operations"] / ceilings["operations_per_s"], op["bytes"] / ceilings["bytes_per_s"])
+        cells.append(
+            (
+                f"{op['name']} ({op['kind']})",
+                op["kernel"],
+                duration(op["seconds"]),
+                duration(floor),
+                f"{op['operations'] / op['seconds'] / 1e12:.1f}",
+                f"{op['bytes'] / op['seconds'] / 1e9:.0f}",
+            )
+        )
+    return table(cells)
 
 
 def plots(results: Results, folder: Path) -> list[Path]:
@@ -186,7 +206,10 @@ def plots(results: Results, folder: Path) -> list[Path]:
         moved = [facts["weight_bytes"] + row["batch"] * facts["pixel_bytes"] for row in rows]
         rates = [w / statistics.median(row["seconds"]) / 1e12 for w, row in zip(work, rows, strict=True)]
         axes.plot([w / b for w, b in zip(work, moved, strict=True)], rates, "o", label=f"{network}, batch 1 and up")
-    axes.set(xscale="log", yscale="log", xlabel="operations per byte of image, mask and weights", ylabel="TFLOP/s")
+        ops = [op for op in facts["ops"] if op["operations"] > 0]
+        rates = [op["operations"] / op["seconds"] / 1e12 for op in ops]
+        axes.plot([op["operations"] / op["bytes"] for op in ops], rates, "x", label=f"{network}, ops alone")
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte moved at least", ylabel="TFLOP/s")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
     made.append(folder / "roofline.png")

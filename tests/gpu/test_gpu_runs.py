@@ -153,6 +153,36 @@ def test_what_does_not_fit(preset: Engine) -> None:
         preset.segment(image, out=np.empty((256, 256), np.uint8))
 
 
+# --- tuning and profile ---
+
+
+def test_tuning(gpu_file: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice is among the file's kernels, survives in the cache, and gives right numbers."""
+    monkeypatch.setenv("UNET_FAST_CACHE", str(tmp_path))
+    path = gpu_file("relunet16", None)
+    image = random_image((256, 256), seed=4)
+    engine = Engine(path, device="cuda")
+    before = engine.probability(image, tiling="none")
+    assert engine.info.tuning_file == ""
+    tuning = engine.tune()
+    assert tuning.file.parent == tmp_path or tmp_path in tuning.file.parents
+    assert all(step.winner in step.seconds and step.gain >= 1 for step in tuning.steps)
+    assert len(tuning.steps) >= engine.info.ops
+    tuned = engine.probability(image, tiling="none")
+    assert np.abs(tuned - before).max() < 0.02
+    again = Engine(path, device="cuda")
+    assert Path(again.info.tuning_file) == tuning.file
+    assert np.array_equal(again.probability(image, tiling="none"), tuned)
+
+
+def test_profile(preset: Engine) -> None:
+    profile = preset.profile()
+    assert len(profile.ops) == preset.info.ops
+    assert all(0 < op.seconds < 1e-3 for op in profile.ops)
+    assert 0 < profile.pass_seconds < 2 * sum(op.seconds for op in profile.ops)
+    assert profile.bytes_per_second > 1e11
+
+
 # --- memory ---
 
 

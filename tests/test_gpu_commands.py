@@ -1,0 +1,103 @@
+"""The commands that need a GPU, as far as they run without one: `tests/gpu/run.py`, `python -m bench.gpu`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_gpu import ROOT, FakeMachine
+from tests.gpu import run
+
+JsonDict = dict[str, Any]
+
+
+def test_without_a_gpu_they_say_so(tmp_path: Path) -> None:
+    if not isinstance(run.find_gpu(), str):
+        pytest.skip("this machine has a GPU")
+    for command in (["tests/gpu/run.py"], ["-m", "bench.gpu", "--output", str(tmp_path)]):
+        result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith("SKIPPED: ")
+        assert "no NVIDIA driver" in result.stdout or "GPU" in result.stdout
+
+
+def test_find_gpu(machine: FakeMachine) -> None:
+    assert machine.run(run.find_gpu) == run.Gpu("Fake H200", "sm_90", 13000)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PACKAGES", {"numpy": "numpy", "no_such_module": "a-distribution"})
+    monkeypatch.setattr(run, "JSON_HEADER", "no/such/header.hpp")
+    assert [text.split()[0] for text in run.missing()] == ["a-distribution", "nlohmann_json"]
+
+
+def test_rehearsal(tmp_path: Path) -> None:
+    """Every stage, on the CPU with small networks: it is the program that is tested, no time."""
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "bench.gpu", "--rehearse", "--output", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert set(stored) == {"about", "ceilings", "networks", "rows", "notes"}
+    assert stored["notes"] == []
+    assert all(value > 0 for value in (stored["ceilings"]["operations_per_s"], stored["ceilings"]["bytes_per_s"]))
+    for name in ("relunet16", "relunet64"):
+        assert stored["networks"][name]["error"] < 1e-5
+        kinds = {row["what"] for row in stored["rows"] if row["network"] == name}
+        assert kinds == {
+            "device memory", "host memory, C", "host memory, Python", "PyTorch eager, graph", "PyTorch max-autotune",
+        }  # fmt: skip
+    assert all(seconds > 0 for row in stored["rows"] for seconds in row["seconds"])
+    assert result.stdout.count("not measured") == 0
+    for picture in ("latency_by_batch.png", "latency_by_side.png", "roofline.png"):
+        assert (tmp_path / picture).stat().st_size > 5000
+
+
+def made_up(**changes: Any) -> JsonDict:
+    def row(network: str, what: str, seconds: list[float], **more: Any) -> JsonDict:
+        return {"network": network, "what": what, "batch": 1, "side": 256, "seconds": seconds, **more}
+
+    op = {"name": "stem", "kind": "stem", "kernel": "", "seconds": 1e-6, "operations": 2e9, "bytes": 4e6}
+    facts = {"side": 256, "error": 1e-3, "flops": 6e9, "nodes": 18, "weight_bytes": 4e6, "pixel_bytes": 262144}
+    facts["ops"] = [op]
+    return {
+        "about": {"gpu": "none"},
+        "ceilings": {"operations_per_s": 600e12, "bytes_per_s": 4e12, "node_s": 1e-6},
+        "networks": {"relunet16": facts, "relunet64": {**facts, "flops": 96e9}},
+        "rows": [
+            row("relunet16", "device memory", [29e-6, 29.5e-6, 50e-6]),
+            row("relunet16", "device memory", [800e-6] * 3, batch=64),
+            row("relunet64", "device memory", [201e-6] * 3),
+            row("relunet16", "host memory, C", [49e-6] * 98 + [200e-6] * 2),
+            row("relunet16", "PyTorch eager, graph", [120e-6] * 3, ours_in_turns=[30e-6] * 3),
+            row("relunet64", "PyTorch eager, graph", [290e-6] * 3, ours_in_turns=[200e-6] * 3),
+        ],
+        "notes": ["a note"],
+        **changes,
+    }
+
+
+def test_table_judges_each_target() -> None:
+    pytest.importorskip("torch")
+    from bench.gpu import report
+
+    text = report.text(made_up())
+    lines = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("  ") if cell.strip()]
+        if len(cells) == 8:
+            lines[cells[0], cells[1]] = cells[2:]
+    assert lines["relunet16", "GPU time of a pass"] == ["29.5 us", "<= 30 us", "yes", "10 us", "1.07 us", "18 us"]
+    assert lines["relunet64", "GPU time of a pass"][:3] == ["201 us", "<= 200 us", "no"]
+    assert lines["relunet16", "host to host, p50"][2] == "yes"
+    assert lines["relunet16", "host to host, p99"][2] == "no"
+    assert lines["relunet16", "throughput, best batch"][:3] == ["80,000/s at batch 64", ">= 40,000/s", "yes"]
+    assert lines["relunet16", report.EAGER][:3] == ["4.00 x", ">= 4 x", "yes"]
+    assert lines["relunet64", report.EAGER][:3] == ["1.45 x", ">= 1.5 x", "no"]
+    assert lines["relunet64", report.COMPILED][:3] == ["not measured", ">= 1.5 x", "-"]
+    assert text.endswith("a note")
