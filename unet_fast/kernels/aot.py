@@ -26,7 +26,7 @@ import triton
 
 from . import concat_conv, conv, conv_transpose, head, output, plain, stem, up_conv
 from .launch import STORAGE, Argument, Launch, Site
-from .worker import Code, Job, Workers
+from .worker import PTX_VERSIONS, Code, Job, Workers
 
 #: Cubins that a file holds unless its maker says otherwise: the data centre and desktop GPUs since 2020.
 DEFAULT_TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -36,9 +36,6 @@ FALLBACK_TARGET = "compute_80"
 
 #: Architectures that can be named, with the CUDA driver version that first knew them.
 ARCHITECTURES = {80: 11000, 86: 11010, 87: 11040, 89: 11080, 90: 11080, 100: 12080, 103: 12090, 120: 12080, 121: 12090}
-#: Of these, the ones whose PTX other GPUs can use.
-PORTABLE = (80, 86, 87, 89, 120, 121)
-
 #: Candidates per step.  The H200 is what this project measures on; each more costs a file about 25 KB per op.
 CANDIDATES = {90: 5}
 OTHER_CANDIDATES = 2
@@ -72,11 +69,11 @@ class Target:
         match = re.fullmatch(r"(sm|compute)_(\d+)", name)
         capability = int(match[2]) if match else 0
         portable = match is not None and match[1] == "compute"
-        if capability not in (PORTABLE if portable else ARCHITECTURES):
+        if capability not in (PTX_VERSIONS if portable else ARCHITECTURES):
             cubins = ", ".join(f"sm_{number}" for number in ARCHITECTURES)
             raise ValueError(
                 f"targets: {name!r} is not a GPU architecture that can be compiled for; choose from cpu, {cubins}, "
-                + ", ".join(f"compute_{number}" for number in PORTABLE)
+                + ", ".join(f"compute_{number}" for number in PTX_VERSIONS)
             )
         return cls(capability, portable)
 
@@ -113,8 +110,9 @@ def compile_plan(
     tensors: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}
     for piece in planned:
         code = codes[piece.job]
-        name = f"kernel.{hashlib.sha256(code.code).hexdigest()[:16]}"
-        tensors[name] = np.frombuffer(code.code, np.uint8)
+        data = code.ptx if piece.target.portable else code.code
+        name = f"kernel.{hashlib.sha256(data).hexdigest()[:16]}"
+        tensors[name] = np.frombuffer(data, np.uint8)
         key = (piece.site.index, piece.step, tuple(piece.site.select.items()), piece.launch.name)
         entry = entries.setdefault(key, _entry(piece))
         entry["code"].append(
@@ -204,7 +202,6 @@ def _job(site: Site, launch: Launch, target: Target) -> Job:
         warps=launch.warps,
         stages=launch.stages,
         capability=target.capability,
-        portable=target.portable,
         pdl=pdl,
     )
 
@@ -295,20 +292,22 @@ def _key(job: Job) -> str:
 
 def _read_cached(path: Path) -> Code | None:
     try:
-        header, _, code = path.read_bytes().partition(b"\n")
+        header, _, data = path.read_bytes().partition(b"\n")
         values = json.loads(header)
-        if hashlib.sha256(code).hexdigest() != values.pop("sha256"):
+        if hashlib.sha256(data).hexdigest() != values.pop("sha256"):
             return None
-        return Code(code=code, **values)
+        size = values.pop("code_bytes")
+        return Code(code=data[:size], ptx=data[size:], **values)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent or damaged: compile again
 
 
 def _write_cached(path: Path, code: Code) -> None:
-    values = {key: value for key, value in vars(code).items() if key != "code"}
-    header = json.dumps({**values, "sha256": hashlib.sha256(code.code).hexdigest()})
+    values = {key: value for key, value in vars(code).items() if key not in ("code", "ptx")}
+    data = code.code + code.ptx
+    values |= {"code_bytes": len(code.code), "sha256": hashlib.sha256(data).hexdigest()}
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(header.encode() + b"\n" + code.code)
+        file.write(json.dumps(values).encode() + b"\n" + data)
     os.replace(file.name, path)
 
 

@@ -1,6 +1,6 @@
 """What the compiler made of every kernel, as a table.
 
-python -m unet_fast.kernels.aot --preset relunet16 --targets sm_90
+python -m unet_fast.kernels.aot --preset relunet16 --targets sm_90 [--analyse]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..freeze import describe
 from ..fuse import fuse
-from ..graph import from_spec
+from ..graph import Graph, from_spec
 from ..spec import UNetSpec
 from .launch import STORAGE
 
@@ -56,10 +56,15 @@ def report(
     return "\n".join([*lines, f"{len(tensors)} pieces of code, {total / 1e6:.1f} MB"])
 
 
-def preset_plan(name: str) -> tuple[dict[str, Any], Shapes]:
-    """Document and weight shapes of a preset of `UNetSpec`."""
+def preset_graph(name: str) -> Graph:
+    """A preset of `UNetSpec` with zero weights."""
     spec = UNetSpec.preset(name)
-    graph = from_spec(spec, {key: np.zeros(shape, np.float32) for key, shape in _weights(spec).items()})
+    return from_spec(spec, {key: np.zeros(shape, np.float32) for key, shape in _weights(spec).items()})
+
+
+def preset_plan(name: str) -> tuple[dict[str, Any], Shapes]:
+    """Document and weight shapes of a preset."""
+    graph = preset_graph(name)
     fused = fuse(graph)
     document = describe(graph, fused) | {"output": {"kind": graph.output, "channels": graph.result.channels}}
     shapes = {f"{node.name}.{key}": value.shape for node in fused.nodes for key, value in node.tensors.items()}
@@ -89,7 +94,7 @@ def _weights(spec: UNetSpec) -> Shapes:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from . import aot
+    from . import analysis, aot
 
     parser = argparse.ArgumentParser(
         prog="python -m unet_fast.kernels.aot", description="Compiles a preset's kernels and prints what they use."
@@ -99,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="fp16", choices=tuple(STORAGE))
     parser.add_argument("--jobs", type=int, help="worker processes (default: one per core)")
     parser.add_argument("--cache-dir", help="where compiled code is kept")
+    parser.add_argument("--analyse", action="store_true", help="programs, instructions, bytes and a guess of time too")
     options = parser.parse_args(arguments)
     start = time.monotonic()
     document, shapes = preset_plan(options.preset)
@@ -106,4 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         document, shapes, options.targets, options.precision, jobs=options.jobs, cache_dir=options.cache_dir
     )
     print(report(document, kernels, tensors))
+    if options.analyse:
+        fused = fuse(preset_graph(options.preset))
+        print()
+        print(analysis.analysis(document, fused, shapes, kernels, tensors, options.precision))
     print(f"{time.monotonic() - start:.1f} s")

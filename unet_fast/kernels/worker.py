@@ -30,7 +30,6 @@ class Job:
     constants          (position, value) of the constexpr parameters
     aligned            positions of the pointers that are multiples of 16 bytes
     capability         of the GPU, 90 for 9.0
-    portable           PTX instead of machine code
     pdl                uses programmatic dependent launch
     """
 
@@ -43,7 +42,6 @@ class Job:
     warps: int
     stages: int
     capability: int
-    portable: bool
     pdl: bool
 
 
@@ -51,7 +49,8 @@ class Job:
 class Code:
     """What a job gives.
 
-    code       cubin, or PTX text
+    code       cubin
+    ptx        PTX text for this capability and later ones; empty where PTX is for one architecture alone
     entry      name of the function
     warps      of a block
     shared     bytes of dynamic shared memory
@@ -62,6 +61,7 @@ class Code:
     """
 
     code: bytes
+    ptx: bytes
     entry: str
     warps: int
     shared: int
@@ -86,8 +86,8 @@ def compile_job(job: Job) -> Code:
         {(position,): [["tt.divisibility", 16]] for position in job.aligned},
     )
     options: dict[str, Any] = {"num_warps": job.warps, "num_stages": job.stages, "enable_fp_fusion": True}
-    if job.portable:
-        options["ptx_version"] = PTX_VERSIONS.get(job.capability, 80)
+    if job.capability in PTX_VERSIONS:
+        options["ptx_version"] = PTX_VERSIONS[job.capability]
     compiled = triton.compile(source, target=GPUTarget("cuda", job.capability, 32), options=options)
     metadata = compiled.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size:
@@ -95,7 +95,8 @@ def compile_job(job: Job) -> Code:
     ptx: str = compiled.asm["ptx"]
     registers, spills = _resources(compiled.asm["cubin"])
     return Code(
-        code=_portable(ptx).encode() if job.portable else compiled.asm["cubin"],
+        code=compiled.asm["cubin"],
+        ptx=_portable(ptx).encode() if job.capability in PTX_VERSIONS else b"",
         entry=metadata.name,
         warps=metadata.num_warps,
         shared=metadata.shared,
@@ -106,8 +107,8 @@ def compile_job(job: Job) -> Code:
     )
 
 
-#: PTX versions that first know an architecture, where that is later than 8.0.
-PTX_VERSIONS = {120: 87, 121: 88}
+#: Capabilities whose PTX later GPUs can use, and its version: the first that knows the capability, 8.0 at least.
+PTX_VERSIONS = {80: 80, 86: 80, 87: 80, 89: 80, 120: 87, 121: 88}
 
 
 def _portable(ptx: str) -> str:
