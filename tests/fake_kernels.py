@@ -137,7 +137,8 @@ def _description(document: Json, entry: Json) -> Json:
             facts = {"name": argument["tensor"].removeprefix(f"{op['name']}.")}
         arguments.append(argument | facts)
     return {
-        "op": op, "step": entry["step"], "precision": entry["precision"], **entry["select"], "grid": entry["grid"],
+        "op": op, "step": entry["step"], "candidate": entry["candidate"], "precision": entry["precision"],
+        **entry["select"], "grid": entry["grid"],
         "hidden": entry["hidden"], "arguments": arguments, "image_channels": document["input"]["channels"],
         "output": {key: document["output"][key] for key in ("kind", "channels")},
         "first_channel": sum(channels[name] for name in op["inputs"][: entry["step"]]),

@@ -154,7 +154,7 @@ def test_tilings(driver: FakeDriver, folder: Path, tiling: Any) -> None:
     assert difference(result, truth_of(folder, "plain", pixels, tiling=tiling, tile=tile)) < TOLERANCE["fp16"]
 
 
-@pytest.mark.parametrize("name", ["classes", "valid", "regression"])
+@pytest.mark.parametrize("name", ["classes", "valid_one_conv"])
 @on_fake_gpu
 def test_many_tiles_and_images(driver: FakeDriver, folder: Path, name: str) -> None:
     """More than one pass, so that the host copies and blends while the GPU computes: into memory of any strides, twice
@@ -162,20 +162,17 @@ def test_many_tiles_and_images(driver: FakeDriver, folder: Path, name: str) -> N
     engine = Engine(file_with(folder, name), device="cuda")
     side = engine.info.tile
     on_cpu = Engine(frozen(folder, name), device="cpu", precision="float32")
-    wide = random_image((side * 3, side * 3 + 5, engine.channels), "uint16", seed=3)
-    batch = random_image((19, side // 2, side // 2, engine.channels), seed=4)
-    for _ in range(2):
-        for pixels, tiling in ((wide, "fast"), (wide[::-1, ::-1], "exact"), (batch, "fast"), (batch, "resize")):
-            result = engine.probability(pixels, tiling=tiling)  # type: ignore[arg-type]
-            truth = on_cpu.probability(pixels, tiling=tiling)  # type: ignore[arg-type]
-            assert difference(result, truth) < TOLERANCE["fp16"], tiling
-    if name == "regression":
-        return
-    padded = np.full((side * 3, side * 3 + 9), 77, np.uint8)
-    mask = engine.segment(wide, out=padded[:, 2 : side * 3 + 7])
+    wide = random_image((side * 2 + 6, side * 2 + 9, engine.channels), "uint16", seed=3)
+    batch = random_image((11, side // 2, side // 2, engine.channels), seed=4)
+    for pixels, tiling in ((wide, "fast"), (wide[::-1, ::-1], "exact"), (batch, "fast"), (batch, "resize")) * 2:
+        result = engine.probability(pixels, tiling=tiling)  # type: ignore[arg-type]
+        truth = on_cpu.probability(pixels, tiling=tiling)  # type: ignore[arg-type]
+        assert difference(result, truth) < TOLERANCE["fp16"], tiling
+    padded = np.full((wide.shape[0], wide.shape[1] + 4), 77, np.uint8)
+    mask = engine.segment(wide, out=padded[:, 2:-2])
     assert np.mean(mask == on_cpu.segment(wide)) > 0.99
     assert (padded[:, :2] == 77).all()
-    assert (padded[:, side * 3 + 7 :] == 77).all()
+    assert (padded[:, -2:] == 77).all()
 
 
 @pytest.mark.parametrize(("side", "expected"), [(32, 1), (83, 2)])
@@ -530,7 +527,7 @@ def test_any_call_of_tiling_may_fail(driver: FakeDriver, folder: Path, error: in
     """Blended tiles and a batch in several passes, contexts under way that have to be given up: the engine goes on,
     on device "auto" with the CPU where the GPU is lost."""
     path = file_with(folder)
-    image, batch = random_image((21, 18, 1), seed=12), random_image((11, 8, 8, 1), seed=13)
+    image, batch = random_image((14, 8, 1), seed=12), random_image((9, 8, 8, 1), seed=13)
     on_cpu = Engine(path, device="cpu", precision="float32")
     lost = error == ILLEGAL_ADDRESS
 
@@ -656,7 +653,9 @@ def preset_file(name: str, folder: Path) -> Path:
 
     graph = preset_graph(name)
     fused = fuse(graph)
-    weights = {f"{node.name}.{key}": array for node in fused.nodes for key, array in node.tensors.items()}
+    weights = {
+        f"{node.name}.{key}": array.astype(np.float32) for node in fused.nodes for key, array in node.tensors.items()
+    }
     output = {"kind": "sigmoid", "channels": 1, "threshold": 0.5, "class_names": [], "palette": []}
     facts = {"name": name, "precision": "fp16", "output": output, "golden": [], "accuracy": {}, "kernels": []}
     return engine_file.write(folder / f"{name}.unet", describe(graph, fused) | facts, weights)

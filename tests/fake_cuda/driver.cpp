@@ -224,6 +224,7 @@ EXPORT const char *fake_cuda_report() {
                 {"programmatic_edges", s.programmatic_edges},
                 {"peak_bytes", s.peak_bytes},
                 {"streams_busy_at_once", s.streams_busy_at_once},
+                {"candidates_run", s.candidates_run},
                 {"live", live},
                 {"violations", s.violations}}
                .dump();
@@ -835,6 +836,8 @@ EXPORT CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
                     return;
                 run_kernel(launch, *function);
                 ++s.kernels_run;
+                s.candidates_run[(*function->description)["op"]["name"]] =
+                    function->description->value("candidate", "");
                 s.microseconds += function->description->value("microseconds", 10.0);
             });
         return 0;

@@ -3,7 +3,7 @@
 // A kernel is described by JSON that tests/fake_kernels.py makes out of the engine file:
 //   entry, op (as in the file), step, precision, pixel or result, output (kind, channels), image_channels,
 //   grid, arguments (as in the file; buffers with their role, position and channels, weights with their short name),
-//   hidden, first_channel (of a step of concat), warps, shared, pdl;
+//   hidden, first_channel (of a step of concat), warps, shared, pdl; candidate, for the report;
 //   microseconds that it takes on the fake's clock; factor by which its results are wrong; idle, if it writes nothing.
 #include <algorithm>
 #include <array>
@@ -563,7 +563,7 @@ class Run {
             for (int64_t y = 0; y < x0.h; ++y)
                 for (int64_t x = 0; x < x0.w; ++x)
                     for (int64_t c = 0; c < x0.c; ++c)
-                        y0.set(i, y, x, first + c, x0.at(i, y, x, c));
+                        y0.set(i, y, x, first + c, factor_ * x0.at(i, y, x, c));
     }
 
     void affine() {
@@ -617,6 +617,8 @@ class Run {
         const uint64_t bits = of_kind("logit_threshold");
         std::memcpy(&threshold, &bits, 4);
         const int64_t pixel_bytes = mask ? 1 : 4 * k, item = mask ? 1 : 4;
+        // A mask does not tell the size of its logits, but their sign.
+        const float factor = mask && factor_ != 1.0F ? -1.0F : factor_;
         std::vector<float> logits(static_cast<size_t>(k));
         for (int64_t i = 0; i < n_; ++i)
             for (int64_t y = 0; y < h; ++y) {
@@ -624,7 +626,7 @@ class Run {
                                               static_cast<size_t>(w * pixel_bytes));
                 for (int64_t x = 0; x < w; ++x) {
                     for (int64_t c = 0; c < k; ++c)
-                        logits[static_cast<size_t>(c)] = factor_ * logit(i, y, x, c);
+                        logits[static_cast<size_t>(c)] = factor * logit(i, y, x, c);
                     const float largest = *std::max_element(logits.begin(), logits.end());
                     if (mask) {
                         out[x] = static_cast<std::byte>(
