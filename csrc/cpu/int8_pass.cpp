@@ -37,6 +37,12 @@ struct HeadScratch {
     size_t bytes() const { return sizeof(float) * static_cast<size_t>(features + logits + row); }
 };
 
+// Groups that share the work of placing a block: so many that their weights stay in the innermost cache beside pixels.
+int groups_at_once(const PlaneConvolution &convolution) {
+    constexpr int64_t weights_beside_pixels = int64_t{1} << 13;
+    return static_cast<int>(std::max<int64_t>(1, weights_beside_pixels / convolution.group_bytes));
+}
+
 template <class Element>
 void quantise_row(const Activations &from, const Planes &to, float multiplier, int64_t image, int64_t y) {
     for (int plane = 0; plane < to.planes; ++plane) {
@@ -188,25 +194,36 @@ void Int8Buffers::convolve(const Op &op, const PlaneConvolution &convolution, in
     constexpr int64_t weights_that_stay = int64_t{1} << 16;
     const bool few = count * bands < 8 * static_cast<int64_t>(pool.threads());
     const int64_t split = few || convolution.group_bytes * groups > weights_that_stay ? groups : 1;
+    const int64_t each = groups_at_once(convolution);
 
     pool.run(split * count * bands, [&](int64_t task, int) {
         const int64_t part = task / (count * bands), image = task / bands % count;
         const int64_t begin = task % bands * rows, end = std::min(begin + rows, height);
-        for (int64_t group = part * groups / split; group < (part + 1) * groups / split; ++group) {
-            convolve_planes(convolution, kernels, sources, image, static_cast<int>(group), begin, end, height, to.width,
-                            {to.row(image, group, begin), to.row_stride, 0});
-            for (int64_t y = begin; y < end; ++y)
-                to.clear_frame(image, group, y);
-            if (pooled == nullptr)
-                continue;
-            for (int64_t y = begin; y + 1 < end; y += 2) {
-                kernels.pool({reinterpret_cast<const char *>(to.row(image, group, y)),
-                              reinterpret_cast<const char *>(to.row(image, group, y + 1)),
-                              reinterpret_cast<char *>(pooled->row(image, group, y / 2)), pooled->width});
-                pooled->clear_frame(image, group, y / 2);
-            }
+        const int64_t last_group = (part + 1) * groups / split;
+        for (int64_t group = part * groups / split; group < last_group; group += each) {
+            const int64_t stop = std::min(group + each, last_group);
+            convolve_planes(convolution, kernels, sources,
+                            {image, static_cast<int>(group), static_cast<int>(stop), begin, end, height, to.width},
+                            {to.row(image, group, begin), to.row_stride, 0, to.plane_stride});
+            for (int64_t plane = group; plane < stop; ++plane)
+                finish_plane(to, pooled, image, plane, begin, end);
         }
     });
+}
+
+// The frame of rows [begin, end) of one plane that were just written, and the pooled rows behind them.
+void Int8Buffers::finish_plane(const Planes &to, const Planes *pooled, int64_t image, int64_t plane, int64_t begin,
+                               int64_t end) const {
+    for (int64_t y = begin; y < end; ++y)
+        to.clear_frame(image, plane, y);
+    if (pooled == nullptr)
+        return;
+    for (int64_t y = begin; y + 1 < end; y += 2) {
+        program_.kernels.pool({reinterpret_cast<const char *>(to.row(image, plane, y)),
+                               reinterpret_cast<const char *>(to.row(image, plane, y + 1)),
+                               reinterpret_cast<char *>(pooled->row(image, plane, y / 2)), pooled->width});
+        pooled->clear_frame(image, plane, y / 2);
+    }
 }
 
 void Int8Buffers::head(const Op &op, const PlaneConvolution &convolution, const Pass &pass, ThreadPool &pool,
@@ -224,11 +241,14 @@ void Int8Buffers::head(const Op &op, const PlaneConvolution &convolution, const 
         auto *features = reinterpret_cast<float *>(scratch + static_cast<size_t>(worker) * scratch_size);
         float *logits = features + parts.features, *row = logits + parts.logits;
         constexpr auto bytes = static_cast<int64_t>(sizeof(float));
-        for (int group = 0; group < convolution.groups; ++group) {
+        const int64_t plane = parts.plane_floats * bytes;
+        const int each = groups_at_once(convolution);
+        for (int group = 0; group < convolution.groups; group += each) {
             float *of_group = features + group * plane_outputs * parts.plane_floats;
             convolve_planes(
-                convolution, kernels, &source, image, group, begin, end, height, width,
-                {reinterpret_cast<std::byte *>(of_group), parts.row_floats * bytes, parts.plane_floats * bytes});
+                convolution, kernels, &source,
+                {image, group, std::min(group + each, convolution.groups), begin, end, height, width},
+                {reinterpret_cast<std::byte *>(of_group), parts.row_floats * bytes, plane, plane_outputs * plane});
         }
         kernels.head({features, parts.plane_floats, op.tensor("head_weight").values.data(),
                       op.tensor("head_bias").values.data(), convolution.channels, outputs, logits,

@@ -56,6 +56,8 @@ class Int8Buffers {
 
   private:
     void convolve(const Op &op, const PlaneConvolution &convolution, int count, ThreadPool &pool) const;
+    void finish_plane(const Planes &to, const Planes *pooled, int64_t image, int64_t plane, int64_t begin,
+                      int64_t end) const;
     void head(const Op &op, const PlaneConvolution &convolution, const Pass &pass, ThreadPool &pool, std::byte *scratch,
               size_t scratch_size) const;
     void normalise(const Pass &pass, ThreadPool &pool) const;

@@ -133,6 +133,144 @@ template <class Number> std::vector<Number> padded_bias(const Op &op, const Plan
 
 int border_class(int64_t position, int64_t size) { return position == 0 ? 0 : position == size - 1 ? 2 : 1; }
 
+// Walks over the blocks of a band, and at each of them over its groups.
+class BandLoop {
+  public:
+    BandLoop(const PlaneConvolution &convolution, const Int8Kernels &kernels, const Planes *const *sources,
+             const PlaneBand &band, const PlaneTarget &target)
+        : convolution_(convolution), kernels_(kernels), sources_(sources), band_(band), target_(target),
+          step_(static_cast<int64_t>(convolution.rows.size())), share_(convolution.interleaved ? 2 : 1),
+          places_(divide_up(band.width, share_ * kernels.lanes)), apart_(kernels.lanes * Planes::pixel_bytes) {
+        block_.interleaved = convolution.interleaved;
+        block_.parts = parts_;
+        block_.first_bias = first_bias_;
+        block_.last_bias = last_bias_;
+        block_.last_lane = static_cast<int>((band.width - 1) % kernels.lanes);
+        block_.to_bytes = convolution.to_bytes;
+        block_.relu = convolution.relu;
+        block_.output_plane_stride = target.plane_stride;
+        block_.output_pixels = output_pixels_;
+    }
+
+    // Rows that take the same parts and the same bias go together.
+    void run() {
+        for (int64_t row = 0; row < step_; ++row) {
+            int64_t y = band_.begin + (row - band_.begin % step_ + step_) % step_;
+            while (y < band_.end) {
+                int64_t stop = convolution_.border_bias ? y + step_ : band_.end;
+                while (stop < band_.end && border_class(stop, band_.height) == border_class(y, band_.height))
+                    stop += step_;
+                const int64_t rows = divide_up(std::min(stop, band_.end) - y, step_);
+                aim(y);
+                convolve_rows(y, rows);
+                y += rows * step_;
+            }
+        }
+    }
+
+  private:
+    // Points the parts at what row y reads.
+    void aim(int64_t y) {
+        row_parts_ = &convolution_.rows[static_cast<size_t>(y % step_)];
+        block_.part_count = static_cast<int>(row_parts_->size());
+        for (size_t i = 0; i < row_parts_->size(); ++i) {
+            const PlanePart &part = (*row_parts_)[i];
+            const Planes &source = *sources_[part.source];
+            line_strides_[i] = part.halved ? source.row_stride : step_ * source.row_stride;
+            in_pairs_[i] = share_ == 2 && !part.halved;
+            for (size_t tap = 0; tap < part.taps.size(); ++tap)
+                taps_[i][tap] = part.taps[tap][0] * source.row_stride + part.taps[tap][1] * Planes::pixel_bytes;
+            parts_[i].input = reinterpret_cast<const char *>(source.row(band_.image, 0, part.halved ? y / 2 : y));
+            parts_[i].plane_stride = source.plane_stride;
+            parts_[i].planes = part.planes;
+            parts_[i].pixels = pixels_[i];
+            parts_[i].taps = taps_[i];
+            parts_[i].tap_count = static_cast<int>(part.taps.size());
+        }
+        row_class_ = convolution_.border_bias ? border_class(y, band_.height) : 0;
+    }
+
+    // `rows` rows from y on, in blocks of almost equal size, so that none is a small, slow remainder.
+    void convolve_rows(int64_t y, int64_t rows) {
+        const int64_t total = rows * places_, blocks = divide_up(total, kernels_.most_vectors / share_);
+        int64_t line = 0, place = 0; // counted, not divided: there is little time between the blocks of a thin op
+        for (int64_t number = 0; number < blocks; ++number) {
+            const int64_t slots = total * (number + 1) / blocks - total * number / blocks;
+            block_.vectors = static_cast<int>(slots * share_);
+            block_.first = block_.last = 0;
+            for (int64_t slot = 0; slot < slots; ++slot) {
+                put(slot, line, place, (y - band_.begin + line * step_) * target_.row_stride);
+                if (++place == places_) {
+                    place = 0;
+                    ++line;
+                }
+            }
+            for (int group = band_.first_group; group < band_.last_group; ++group)
+                compute(group);
+        }
+    }
+
+    // Slot `slot` of the block, a vector or a pair of them, is number `place` of a line.
+    void put(int64_t slot, int64_t line, int64_t place, int64_t output) {
+        for (int i = 0; i < block_.part_count; ++i) {
+            const int64_t at = line * line_strides_[i];
+            if (in_pairs_[i]) {
+                pixels_[i][2 * slot] = at + 2 * place * apart_;
+                pixels_[i][2 * slot + 1] = at + (2 * place + 1) * apart_;
+            } else {
+                pixels_[i][slot] = at + place * apart_;
+            }
+        }
+        for (int64_t v = 0; v < share_; ++v)
+            output_pixels_[share_ * slot + v] = output + (share_ * place + v) * apart_;
+        if (!convolution_.border_bias)
+            return;
+        block_.first |= place == 0 ? 1U << (share_ * slot) : 0U;
+        if (place == places_ - 1)
+            block_.last |= 1U << (share_ * slot + (band_.width - 1) / kernels_.lanes % share_);
+    }
+
+    void compute(int group) {
+        const int channel = group * plane_outputs, padded = convolution_.groups * plane_outputs;
+        const std::byte *weights = convolution_.weights.data() + group * convolution_.group_bytes;
+        for (int i = 0; i < block_.part_count; ++i)
+            parts_[i].weights = reinterpret_cast<const char *>(weights + (*row_parts_)[i].first_weight);
+        block_.multiplier = convolution_.multiplier.data() + channel;
+        block_.output = reinterpret_cast<char *>(target_.data + (group - band_.first_group) * target_.group_stride);
+        if (convolution_.of_floats) {
+            block_.bias = convolution_.float_bias.data() + channel;
+            return kernels_.convolve_floats(block_);
+        }
+        const int32_t *bias = convolution_.bias.data() + channel;
+        if (convolution_.border_bias) {
+            const int32_t *first = bias + 3 * row_class_ * padded, *last = first + 2 * padded;
+            bias = first + padded;
+            for (int o = 0; o < plane_outputs; ++o) {
+                first_bias_[o] = first[o] - bias[o];
+                last_bias_[o] = last[o] - bias[o];
+            }
+        }
+        block_.bias = bias;
+        kernels_.convolve_bytes(block_);
+    }
+
+    const PlaneConvolution &convolution_;
+    const Int8Kernels &kernels_;
+    const Planes *const *sources_;
+    const PlaneBand &band_;
+    const PlaneTarget &target_;
+    const int64_t step_, share_, places_; // of rows; vectors per place; places per row
+    const int64_t apart_;                 // bytes of a vector
+    const std::vector<PlanePart> *row_parts_ = nullptr;
+    int row_class_ = 0;
+    PlaneBlock block_ = {};
+    PlaneTaps parts_[most_parts];
+    int64_t taps_[most_parts][most_taps], pixels_[most_parts][most_block], output_pixels_[most_block];
+    int64_t line_strides_[most_parts];
+    bool in_pairs_[most_parts]; // the vectors of a pair lie side by side in this source
+    int32_t first_bias_[plane_outputs] = {}, last_bias_[plane_outputs] = {};
+};
+
 } // namespace
 
 PlaneConvolution prepare_plane_convolution(const Op &op, const Plan &plan, const Int8Kernels &kernels) {
@@ -190,112 +328,8 @@ int64_t rows_for_full_blocks(const PlaneConvolution &convolution, const Int8Kern
 }
 
 void convolve_planes(const PlaneConvolution &convolution, const Int8Kernels &kernels, const Planes *const *sources,
-                     int64_t image, int group, int64_t begin, int64_t end, int64_t height, int64_t width,
-                     const PlaneTarget &target) {
-    const int64_t lanes = kernels.lanes, step = static_cast<int64_t>(convolution.rows.size());
-    const int share = convolution.interleaved ? 2 : 1; // vectors of one place in a row
-    const int64_t places = divide_up(width, share * lanes), most = kernels.most_vectors / share;
-    const char *weights = reinterpret_cast<const char *>(convolution.weights.data()) + group * convolution.group_bytes;
-    const int channel = group * plane_outputs, padded = convolution.groups * plane_outputs;
-
-    PlaneTaps parts[most_parts];
-    int64_t taps[most_parts][most_taps], pixels[most_parts][most_block], output_pixels[most_block];
-    int64_t line_strides[most_parts];
-    bool in_pairs[most_parts]; // the vectors of a pair lie side by side in this source
-    int32_t first_bias[plane_outputs] = {}, last_bias[plane_outputs] = {};
-    PlaneBlock block = {};
-    block.interleaved = convolution.interleaved;
-    block.parts = parts;
-    block.first_bias = first_bias;
-    block.last_bias = last_bias;
-    block.last_lane = static_cast<int>((width - 1) % lanes);
-    block.multiplier = convolution.multiplier.data() + channel;
-    block.to_bytes = convolution.to_bytes;
-    block.relu = convolution.relu;
-    block.output = reinterpret_cast<char *>(target.data);
-    block.output_plane_stride = target.plane_stride;
-    block.output_pixels = output_pixels;
-
-    // The rows y, y + step, ... below `stop` take the same parts and biases.
-    const auto convolve = [&](int64_t y, int64_t stop) {
-        const std::vector<PlanePart> &row_parts = convolution.rows[static_cast<size_t>(y % step)];
-        block.part_count = static_cast<int>(row_parts.size());
-        for (size_t i = 0; i < row_parts.size(); ++i) {
-            const PlanePart &part = row_parts[i];
-            const Planes &source = *sources[part.source];
-            line_strides[i] = part.halved ? source.row_stride : step * source.row_stride;
-            in_pairs[i] = share == 2 && !part.halved;
-            for (size_t tap = 0; tap < part.taps.size(); ++tap)
-                taps[i][tap] = part.taps[tap][0] * source.row_stride + part.taps[tap][1] * Planes::pixel_bytes;
-            parts[i] = {reinterpret_cast<const char *>(source.row(image, 0, part.halved ? y / 2 : y)),
-                        source.plane_stride,
-                        part.planes,
-                        pixels[i],
-                        taps[i],
-                        static_cast<int>(part.taps.size()),
-                        weights + part.first_weight};
-        }
-        if (convolution.of_floats) {
-            block.bias = convolution.float_bias.data() + channel;
-        } else if (!convolution.border_bias) {
-            block.bias = convolution.bias.data() + channel;
-        } else {
-            const int32_t *of_row = convolution.bias.data() + 3 * border_class(y, height) * padded + channel;
-            block.bias = of_row + padded;
-            for (int o = 0; o < plane_outputs; ++o) {
-                first_bias[o] = of_row[o] - of_row[padded + o];
-                last_bias[o] = of_row[2 * padded + o] - of_row[padded + o];
-            }
-        }
-
-        // Counted, not divided, as there is little time between the blocks of a thin op.
-        const int64_t total = divide_up(stop - y, step) * places, blocks = divide_up(total, most);
-        const int64_t apart = lanes * Planes::pixel_bytes;
-        int64_t line = 0, place = 0;
-        for (int64_t number = 0; number < blocks; ++number) {
-            // Of almost equal size, so that none is a small, slow remainder.
-            const int64_t slots = total * (number + 1) / blocks - total * number / blocks;
-            block.vectors = static_cast<int>(slots) * share;
-            block.first = block.last = 0;
-            for (int64_t slot = 0; slot < slots; ++slot) {
-                for (int i = 0; i < block.part_count; ++i) {
-                    const int64_t at = line * line_strides[i];
-                    if (in_pairs[i]) {
-                        pixels[i][2 * slot] = at + 2 * place * apart;
-                        pixels[i][2 * slot + 1] = at + (2 * place + 1) * apart;
-                    } else {
-                        pixels[i][slot] = at + place * apart;
-                    }
-                }
-                const int64_t to = (y - begin + line * step) * target.row_stride;
-                for (int64_t v = 0; v < share; ++v)
-                    output_pixels[share * slot + v] = to + (share * place + v) * apart;
-                if (convolution.border_bias) {
-                    block.first |= place == 0 ? 1U << (share * slot) : 0U;
-                    if (place == places - 1)
-                        block.last |= 1U << (share * slot + (width - 1) / lanes % share);
-                }
-                if (++place == places) {
-                    place = 0;
-                    ++line;
-                }
-            }
-            (convolution.of_floats ? kernels.convolve_floats : kernels.convolve_bytes)(block);
-        }
-    };
-
-    for (int64_t row = 0; row < step; ++row) {
-        int64_t y = begin + (row - begin % step + step) % step;
-        while (y < end) {
-            int64_t stop = convolution.border_bias ? y + step : end;
-            while (stop < end && border_class(stop, height) == border_class(y, height))
-                stop += step;
-            stop = std::min(stop, end);
-            convolve(y, stop);
-            // The next row of this kind.
-            y += divide_up(stop - y, step) * step;
-        }
-    }
+                     const PlaneBand &band, const PlaneTarget &target) {
+    BandLoop(convolution, kernels, sources, band, target).run();
 }
 
 } // namespace uf

@@ -39,16 +39,22 @@ struct PlaneConvolution {
 // `op` is a stem with uint8 output or an int8 op of the plan, checked by check_plan.
 PlaneConvolution prepare_plane_convolution(const Op &op, const Plan &plan, const Int8Kernels &kernels);
 
-// Where rows of one group go: a plane of bytes, or plane_outputs planes of floats.
-struct PlaneTarget {
-    std::byte *data = nullptr; // pixel 0 of the first row
-    int64_t row_stride = 0, plane_stride = 0;
+// Rows [begin, end) of groups [first_group, last_group) of an output of height x width.
+struct PlaneBand {
+    int64_t image = 0;
+    int first_group = 0, last_group = 0;
+    int64_t begin = 0, end = 0, height = 0, width = 0;
 };
 
-// Rows [begin, end) of one group, of an output of height x width, in whole vectors.
+// Where they go: each group to a plane of bytes, or to plane_outputs planes of floats.  Strides in bytes.
+struct PlaneTarget {
+    std::byte *data = nullptr; // pixel 0 of the first row, of the first group
+    int64_t row_stride = 0, plane_stride = 0, group_stride = 0;
+};
+
+// Whole vectors are written.
 void convolve_planes(const PlaneConvolution &convolution, const Int8Kernels &kernels, const Planes *const *sources,
-                     int64_t image, int group, int64_t begin, int64_t end, int64_t height, int64_t width,
-                     const PlaneTarget &target);
+                     const PlaneBand &band, const PlaneTarget &target);
 
 // How many rows together make full blocks of vectors; even.
 int64_t rows_for_full_blocks(const PlaneConvolution &convolution, const Int8Kernels &kernels, int64_t width);
