@@ -44,18 +44,21 @@ typedef Floats LooseFloats __attribute__((aligned(4)));
 inline Ints splat(int32_t value) { return Ints{} + value; }
 inline Floats splat(float value) { return Floats{} + value; }
 
-// The even and the odd elements of two vectors one after the other, and the way back.
+// The numbers of the lanes; the even and the odd elements of two vectors one after the other, and the way back.
 #if defined(__AVX512F__)
+#define UF_LANES 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 #define UF_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define UF_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #define UF_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define UF_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined(__AVX2__)
+#define UF_LANES 0, 1, 2, 3, 4, 5, 6, 7
 #define UF_EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define UF_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #define UF_LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define UF_HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #else
+#define UF_LANES 0, 1, 2, 3
 #define UF_EVEN 0, 2, 4, 6
 #define UF_ODD 1, 3, 5, 7
 #define UF_LOW 0, 4, 1, 5
@@ -220,14 +223,18 @@ template <class Products, int P, bool interleaved> void convolve_block(const Pla
         accumulate<Products, 0, 1>(sum, *part);
 
     if constexpr (interleaved) {
-        if ((block.first | block.last) != 0) {
-            for (int v = 0; v < P; ++v) {
-                for (int o = 0; o < plane_outputs; ++o) {
-                    Ints bias_here = {};
-                    bias_here[0] = (block.first >> v & 1) != 0 ? block.first_bias[o] : 0;
-                    bias_here[block.last_lane] += (block.last >> v & 1) != 0 ? block.last_bias[o] : 0;
-                    sum[o][v] += bias_here;
-                }
+        const Ints lanes = {UF_LANES}, first_lane = lanes == 0, last_lane = lanes == block.last_lane;
+#pragma GCC unroll 8
+        for (int v = 0; v < P; ++v) {
+            if ((block.first >> v & 1) != 0) {
+#pragma GCC unroll 4
+                for (int o = 0; o < plane_outputs; ++o)
+                    sum[o][v] += first_lane & block.first_bias[o];
+            }
+            if ((block.last >> v & 1) != 0) {
+#pragma GCC unroll 4
+                for (int o = 0; o < plane_outputs; ++o)
+                    sum[o][v] += last_lane & block.last_bias[o];
             }
         }
     }
