@@ -4,8 +4,11 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #if defined(__x86_64__)
@@ -175,49 +178,131 @@ double triad_seconds(float *a, const float *b, const float *c, int64_t elements,
 }
 
 /* -- the reference workload ------------------------------------------------------------------------------------------
- * A 3x3 convolution of 16 to 16 channels over 256 x 256 pixels, in plain C: it uses the arithmetic, the caches and the
- * threads of the machine as the first stage of a U-Net does, and no line of the runtime. */
+ * 3x3 convolutions at the sizes of a U-Net, down and up again, in plain C and with no line of the runtime.  Neighbours
+ * on a shared machine must slow it down as they do the runtime, so it has the same arithmetic, memory and threads:
+ * these take rows as they get to them, and wait for each other after every stage. */
 
-enum { SIDE = 256, CHANNELS = 16, PADDED = SIDE + 2, PIXELS = 4 };
+enum { LEVELS = 5, STAGES = 2 * LEVELS - 1, SIDE = 256, WIDTH = 16, PIXELS = 4, ROWS = SIDE };
 
 /* The compiler splits it into the vectors that the CPU has. */
-typedef float row16 __attribute__((vector_size(CHANNELS * sizeof(float))));
+typedef float row16 __attribute__((vector_size(16 * sizeof(float))));
 
-static float source[PADDED][PADDED][CHANNELS];
-static row16 result[SIDE][SIDE], weights[9][CHANNELS];
+/* (side + 2, side + 2, channels) to (side, side, channels), with weights (channels / 16, 9, channels, 16). */
+typedef struct {
+    int side, channels;
+    float *source;
+    row16 *result, *weights;
+} level;
 
-static void convolve(const share *job) {
-    for (int64_t n = 0; n < job->repeats; ++n) {
-        for (int y = SIDE * job->part / job->parts; y < SIDE * (job->part + 1) / job->parts; ++y) {
-            for (int x = 0; x < SIDE; x += PIXELS) {
-                row16 sums[PIXELS] = {{0}};
-                for (int tap = 0; tap < 9; ++tap) {
-                    for (int in = 0; in < CHANNELS; ++in) {
-                        for (int pixel = 0; pixel < PIXELS; ++pixel) {
-                            sums[pixel] += source[y + tap / 3][x + pixel + tap % 3][in] * weights[tap][in];
-                        }
-                    }
-                }
+static level levels[LEVELS];
+static atomic_int rows_taken[STAGES], rows_done[STAGES];
+
+static void *filled(size_t floats) {
+    float *values = aligned_alloc(sizeof(row16), floats * sizeof(float));
+    for (size_t i = 0; values != NULL && i < floats; ++i) {
+        values[i] = (float)(i % 7) / 7;
+    }
+    return values;
+}
+
+static int make_levels(void) {
+    for (int i = 0; i < LEVELS && levels[LEVELS - 1].weights == NULL; ++i) {
+        const size_t side = SIDE >> i, channels = WIDTH << i;
+        levels[i] = (level){(int)side, (int)channels, filled((side + 2) * (side + 2) * channels),
+                            filled(side * side * channels), filled(9 * channels * channels)};
+        if (levels[i].source == NULL || levels[i].result == NULL || levels[i].weights == NULL) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* One row of one group of 16 output channels; every level has ROWS of them. */
+static void convolve_row(const level *l, int y, int group) {
+    const size_t padded = l->side + 2, channels = l->channels;
+    for (int x = 0; x < l->side; x += PIXELS) {
+        row16 sums[PIXELS] = {{0}};
+        for (int tap = 0; tap < 9; ++tap) {
+            const float *pixels = l->source + ((y + tap / 3) * padded + x + tap % 3) * channels;
+            const row16 *weights = l->weights + (group * 9 + tap) * channels;
+            for (size_t in = 0; in < channels; ++in) {
                 for (int pixel = 0; pixel < PIXELS; ++pixel) {
-                    result[y][x + pixel] = sums[pixel];
+                    sums[pixel] += pixels[pixel * channels + in] * weights[in];
                 }
             }
         }
+        for (int pixel = 0; pixel < PIXELS; ++pixel) {
+            l->result[((size_t)y * l->side + x + pixel) * (channels / 16) + group] = sums[pixel];
+        }
     }
-    sink = result[SIDE / 2][SIDE / 2][0];
+}
+
+static void convolve(void) {
+    for (int stage = 0; stage < STAGES; ++stage) {
+        const level *l = &levels[stage < LEVELS ? stage : STAGES - 1 - stage];
+        for (int row; (row = atomic_fetch_add(&rows_taken[stage], 1)) < ROWS;) {
+            convolve_row(l, row % l->side, row / l->side);
+            atomic_fetch_add(&rows_done[stage], 1);
+        }
+        while (atomic_load(&rows_done[stage]) < ROWS) {
+            sched_yield();
+        }
+    }
+}
+
+/* Workers that stay, asleep between passes: a new thread would begin on the processor of its parent. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t pass_begins = PTHREAD_COND_INITIALIZER;
+static int workers, helpers; /* that there are; that take part in this pass */
+static int64_t pass;
+static atomic_int busy;
+
+static void *help(void *argument) {
+    const int number = (int)(intptr_t)argument;
+    int64_t seen = 0;
+    pthread_mutex_lock(&mutex);
+    for (;;) {
+        while (pass == seen || number >= helpers) {
+            seen = pass;
+            pthread_cond_wait(&pass_begins, &mutex);
+        }
+        seen = pass;
+        pthread_mutex_unlock(&mutex);
+        convolve();
+        atomic_fetch_sub(&busy, 1);
+        pthread_mutex_lock(&mutex);
+    }
+    return NULL;
 }
 
 /* Seconds for `repeats` passes on `threads` threads, or -1. */
 double reference_seconds(int threads, int64_t repeats) {
-    if (source[1][1][0] == 0) {
-        for (size_t i = 0; i < sizeof source / sizeof(float); ++i) {
-            ((float *)source)[i] = 0.5f + (float)(i % 7) / 7;
+    if (threads < 1 || threads > LARGEST_THREADS || !make_levels()) {
+        return -1;
+    }
+    for (; workers < threads - 1; ++workers) {
+        pthread_t handle;
+        if (pthread_create(&handle, NULL, help, (void *)(intptr_t)workers) != 0) {
+            return -1;
         }
-        for (size_t i = 0; i < sizeof weights / sizeof(float); ++i) {
-            ((float *)weights)[i] = (float)(i % 5) / 5;
+        pthread_detach(handle);
+    }
+    const double start = now();
+    for (int64_t n = 0; n < repeats; ++n) {
+        memset(rows_taken, 0, sizeof rows_taken);
+        memset(rows_done, 0, sizeof rows_done);
+        pthread_mutex_lock(&mutex);
+        helpers = threads - 1;
+        atomic_store(&busy, helpers);
+        ++pass;
+        pthread_cond_broadcast(&pass_begins);
+        pthread_mutex_unlock(&mutex);
+        convolve();
+        while (atomic_load(&busy) > 0) {
+            sched_yield();
         }
     }
-    return run_on_threads((share){convolve, 0, threads, repeats, 0, NULL, NULL, NULL}, threads);
+    return now() - start;
 }
 
 /* -- the C API

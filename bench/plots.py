@@ -98,12 +98,14 @@ class _Axis:
         self._log, self._start, self._end = log, start, end
         if log:
             low, high = low / 1.15, high * 1.15
+        else:
+            margin = (high - low or abs(high) or 1.0) / 20
+            low, high = low - margin, high + margin
+        if log and high / low > 3:
             decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             steps = (1,) if high / low > 1000 else (1, 2, 5) if high / low > 8 else (1, 1.5, 2, 3, 4, 5, 7)
             self.ticks = [step * 10.0**n for n in decades for step in steps if low <= step * 10.0**n <= high]
         else:
-            margin = (high - low or abs(high) or 1.0) / 20
-            low, high = low - margin, high + margin
             step = 10 ** math.floor(math.log10((high - low) / 2))
             step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (factor * step) <= 6)
             self.ticks = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]

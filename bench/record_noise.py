@@ -20,7 +20,7 @@ from unet_fast.bench import timed_turn
 
 PATH = guard.RESULTS / "noise.json"
 #: Reference passes per round, with which both take about as long.
-REPEATS = 20
+REPEATS = 2
 
 
 def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float]]:
@@ -41,9 +41,9 @@ def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.record_noise", description=__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, default=40, help="default: %(default)s")
+    parser.add_argument("--processes", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--add", action="store_true", help="to what is recorded already, instead of replacing it")
-    parser.add_argument("--rounds", type=int, default=60, help="in each process; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=150, help="in each process; default: %(default)s")
     parser.add_argument("--engine", help=argparse.SUPPRESS)  # what a child process times
     options = parser.parse_args()
     if options.engine:
