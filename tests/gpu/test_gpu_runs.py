@@ -43,7 +43,7 @@ def on_gpu(array: np.ndarray[Any, Any]) -> Any:
 # --- the same bits ---
 
 
-@pytest.mark.parametrize("choice", [0, 2, 4])
+@pytest.mark.parametrize("choice", [0, 1, 3])
 def test_ten_thousand_repeats(gpu_file: Files, gpu: Gpu, tmp_path: Path, choice: int) -> None:
     """Split sums, whose parts arrive in any order, included."""
     path, _ = only(gpu_file("relunet16", None), tmp_path, gpu.target, choice)

@@ -36,8 +36,8 @@ FALLBACK_TARGET = "compute_80"
 
 #: Architectures that can be named, with the CUDA driver version that first knew them.
 ARCHITECTURES = {80: 11000, 86: 11010, 87: 11040, 89: 11080, 90: 11080, 100: 12080, 103: 12090, 120: 12080, 121: 12090}
-#: Candidates per step.  The H200 is what this project measures on; each more costs a file about 25 KB per op.
-CANDIDATES = {90: 5}
+#: Candidates per step.  The H200 is what this project measures on; each more costs an op about 25 KB and a second.
+CANDIDATES = {90: 4}
 OTHER_CANDIDATES = 2
 
 _CANDIDATES_OF = {
