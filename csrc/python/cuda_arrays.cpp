@@ -55,9 +55,8 @@ class Event {
 
     // What is put on `stream` from now on comes after this.
     void hold(uintptr_t stream) const {
-        translated([&] {
-            device_->guarded([&] { device_->api().stream_wait_event(stream_at(stream), event_.get(), 0); });
-        });
+        translated(
+            [&] { device_->guarded([&] { device_->api().stream_wait_event(stream_at(stream), event_.get(), 0); }); });
     }
 
   private:
@@ -89,9 +88,8 @@ class Memory {
   public:
     Memory(const std::shared_ptr<const cuda::Device> &device, size_t bytes) : device_(device), bytes_(bytes) {
         translated([&] {
-            device->guarded([&] {
-                memory_ = std::make_shared<const cuda::DeviceMemory>(cuda::allocate_device(device, bytes));
-            });
+            device->guarded(
+                [&] { memory_ = std::make_shared<const cuda::DeviceMemory>(cuda::allocate_device(device, bytes)); });
         });
     }
     ~Memory() {

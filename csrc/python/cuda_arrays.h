@@ -1,4 +1,5 @@
-// Memory, events and DLPack tensors of a GPU as Python classes, for unet_fast/cuda_arrays.py, which knows the protocols.
+// Memory, events and DLPack tensors of a GPU as Python classes, for unet_fast/cuda_arrays.py, which knows the
+// protocols.
 #pragma once
 
 #include <pybind11/pybind11.h>

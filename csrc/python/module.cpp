@@ -170,9 +170,8 @@ class Engine {
 
     void tune(int32_t count, int32_t height, int32_t width, const py::object &path) {
         const std::string name = path.is_none() ? "" : py::cast<std::string>(path);
-        checked([&] {
-            return uf_engine_tune(engine_.get(), count, height, width, name.empty() ? nullptr : name.c_str());
-        });
+        checked(
+            [&] { return uf_engine_tune(engine_.get(), count, height, width, name.empty() ? nullptr : name.c_str()); });
     }
 
     // ((name, kernel, seconds) of each op, {"pass_seconds": ..., ...})
@@ -243,9 +242,8 @@ class Context {
                  uintptr_t stream) {
         const uf_image source = image_of(Pixels(image), max_value);
         uf_output result = output_in(Pixels(output));
-        checked([&] {
-            return uf_enqueue(context_.get(), &source, threshold, &result, reinterpret_cast<void *>(stream));
-        });
+        checked(
+            [&] { return uf_enqueue(context_.get(), &source, threshold, &result, reinterpret_cast<void *>(stream)); });
     }
 
   private:
