@@ -53,12 +53,14 @@ class Trial:
     microseconds   on the fake's clock
     factor         by which its results are wrong
     idle           whether it writes nothing
+    target         of its code
     """
 
     name: str
     microseconds: float
     factor: float = 1.0
     idle: bool = False
+    target: str = "sm_90"
 
 
 def with_trials(source: Path, target: Path, trials: Mapping[str, Sequence[Trial]], precision: str = "fp16") -> Path:
@@ -69,8 +71,9 @@ def with_trials(source: Path, target: Path, trials: Mapping[str, Sequence[Trial]
         name = file.document["ops"][entry["op"]]["name"]
         for rank, trial in enumerate(trials.get(name, [Trial("only", 2000.0)])):
             facts = {"microseconds": trial.microseconds, "factor": trial.factor, "idle": trial.idle}
-            entries.append(entry | {"candidate": trial.name, "rank": rank, "facts": facts})
-    return _write(file, target, [Target()], entries)
+            entries.append(entry | {"candidate": trial.name, "rank": rank, "facts": facts, "target": trial.target})
+    targets = dict.fromkeys(["sm_90", *(trial.target for some in trials.values() for trial in some)])
+    return _write(file, target, [Target(name) for name in targets], entries)
 
 
 def with_triton_launches(source: Path, target: Path, precision: str, capability: int, rank: int) -> Path:
@@ -104,9 +107,11 @@ def _write(file: engine_file.EngineFile, target: Path, targets: Sequence[Target]
     images: dict[str, list[Json]] = {one.name: [] for one in targets}
     for plain in entries:
         entry = {**plain, "code": []}
-        rank, further = entry.pop("rank", 0), entry.pop("facts", {})
+        rank, further, only = entry.pop("rank", 0), entry.pop("facts", {}), entry.pop("target", None)
         description = _description(document, entry) | further
         for one in targets:
+            if only not in (None, one.name):
+                continue
             name = f"kernel_{len(images[one.name])}"
             facts = {"entry": name, "warps": 4, "shared": one.shared, "pdl": one.pdl}
             images[one.name].append({**description, **facts})

@@ -162,11 +162,22 @@ class Tuner {
     TuningTable table_;
 };
 
+// Without the PTX where there is machine code: it is made for older GPUs, and translating all of it takes a minute.
+Selection worth_trying(Selection selection) {
+    for (Step &step : selection.steps)
+        for (std::vector<Candidate> &candidates : step.candidates)
+            if (!candidates.empty() && !candidates[0].code->ptx)
+                candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
+                                                [](const Candidate &candidate) { return candidate.code->ptx; }),
+                                 candidates.end());
+    return selection;
+}
+
 } // namespace
 
 TuningTable tune(std::shared_ptr<const Plan> plan, std::shared_ptr<const Device> device, const Selection &selection,
                  const PassShape &shape) {
-    const Program program(std::move(plan), device, selection, true);
+    const Program program(std::move(plan), device, worth_trying(selection), true);
     TuningTable table;
     device->guarded([&] { table = Tuner(program, shape).tune(); });
     return table;

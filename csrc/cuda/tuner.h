@@ -6,7 +6,8 @@
 
 namespace uf::cuda {
 
-// Times every candidate of `selection`, which is in the engine file's order, on images of `shape`.  A candidate whose
+// Times the candidates of `selection`, which is in the engine file's order, on images of `shape`; PTX only where there
+// is nothing else.  A candidate whose
 // output is not that of the first one, within rounding, cannot win.  Throws what loading and running throw.
 TuningTable tune(std::shared_ptr<const Plan> plan, std::shared_ptr<const Device> device, const Selection &selection,
                  const PassShape &shape);
