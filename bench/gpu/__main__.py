@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from bench.workloads import Network, Networks
 from tests.gpu.run import Gpu, find_gpu
 from unet_fast import Engine
+from unet_fast.freeze import Precision
 from unet_fast.spec import UNetSpec
 
 from . import carried, ceilings, contestants, report
@@ -98,12 +100,12 @@ class Run:
             self.stage("ceilings", self.ceilings)
             pairs = list(zip(networks, engines, strict=True))
             for network, engine in pairs:
-                self.stage(f"{network.name} tuning", lambda n=network, e=engine: self.tune(n, e))
+                self.stage(f"{network.name} tuning", partial(self.tune, network, engine))
             for how in ("", "eager"):
                 for network, engine in pairs:
-                    self.stage(f"{network.name} {how}", lambda n=network, e=engine, h=how: self.latency(n, e, h))
+                    self.stage(f"{network.name} {how}", partial(self.latency, network, engine, how))
             for network, engine in pairs:
-                self.stage(f"{network.name} growth", lambda n=network, e=engine: self.growth(n, e))
+                self.stage(f"{network.name} growth", partial(self.growth, network, engine))
             for network, engine in pairs:
                 self.compiled(network, engine)
         self.save()
@@ -129,7 +131,7 @@ class Run:
         return Networks(folder).preset(name)
 
     def engine(self, network: Network) -> Engine:
-        precision = "float32" if self.rehearsal else "fp16"
+        precision: Precision = "float32" if self.rehearsal else "fp16"
         device = "cpu" if self.rehearsal else "cuda"
         if self.kernels is not None:
             carried.unpack(network, self.target, self.kernels)

@@ -72,7 +72,8 @@ def torch_passes(device: Device, network: Network, batch: int, how: str) -> Work
     """
     torch.backends.cudnn.benchmark = True
     dtype = torch.float16 if isinstance(device, Cuda) else torch.float32
-    model = network.torch_model.to(device.name, dtype, memory_format=torch.channels_last)
+    model = network.torch_model.to(device.name, dtype)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = network.pixels(batch).to(device.name, dtype).contiguous(memory_format=torch.channels_last)
 
     def masked(x: torch.Tensor) -> torch.Tensor:

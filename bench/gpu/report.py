@@ -112,7 +112,7 @@ def text(results: Results) -> str:
         f"{ceilings['bytes_per_s'] / 1e12:.2f} TB/s, {ceilings['node_s'] * 1e6:.2f} us per empty graph node",
         "",
     ]
-    cells = [("network", "what", "measured", "target", "met", "matrix", "bytes", "nodes")]
+    cells: list[tuple[str, ...]] = [("network", "what", "measured", "target", "met", "matrix", "bytes", "nodes")]
     for target in TARGETS:
         measured = _measured(results, target)
         floor = floors(results, target.network)
