@@ -9,7 +9,7 @@
 
 namespace uf {
 
-// Writes how long it lives to `seconds[op]`; nothing where `seconds` is null.
+// Adds how long it lives to `seconds[op]`; nothing where `seconds` is null.
 class OpTimer {
   public:
     OpTimer(double *seconds, size_t op) : place_(seconds == nullptr ? nullptr : seconds + op) {
@@ -18,7 +18,7 @@ class OpTimer {
     }
     ~OpTimer() {
         if (place_ != nullptr)
-            *place_ = std::chrono::duration<double>(Clock::now() - begin_).count();
+            *place_ += std::chrono::duration<double>(Clock::now() - begin_).count();
     }
     OpTimer(const OpTimer &) = delete;
     OpTimer &operator=(const OpTimer &) = delete;
