@@ -53,7 +53,8 @@ TileAxis overlapping_axis(const Plan &plan, int64_t size, int64_t side, int64_t 
 }
 
 // Tiles at multiples of `multiple`, so that poolings fall as in the whole image, of which only pixels count that are
-// far enough from a cut to know nothing of it.
+// far enough from a cut to know nothing of it.  Where there is room, at multiples of four times that: then the 4x4 tiles
+// of Winograd's convolutions fall as in the whole image too, and nearly all pixels come out in the same bits.
 TileAxis exact_axis(const Plan &plan, int64_t size, int64_t largest_side) {
     const TileAxis whole = whole_axis(plan, size);
     if (whole.side <= largest_side)
@@ -64,15 +65,20 @@ TileAxis exact_axis(const Plan &plan, int64_t size, int64_t largest_side) {
                                                 "; use tiling fast or none, or a larger tile"));
     const int64_t edge = std::max(plan.halo - plan.margin, 0);
     const int64_t lost = 2 * edge + 2 * plan.margin; // of each tile
-    const int64_t largest_step = (largest_side - lost) / plan.multiple * plan.multiple;
+    // Tiles of one size begin at the steps, and the last one ends with the image; so its size may have to be larger by
+    // what the image is beyond a whole number of steps.
+    const bool roomy = largest_side - lost >= 8 * plan.multiple;
+    const int64_t grid = roomy ? 4 * plan.multiple : plan.multiple;
+    const int64_t largest_step = (largest_side - lost - (grid - plan.multiple)) / grid * grid;
     if (largest_side <= lost || largest_step == 0)
         refuse("tile ", largest_side, " is too small for exact tiling: this network needs at least ",
                plan.next_legal(lost + plan.multiple));
     // As many tiles as needed, then as small as they may be for that number.
     const int64_t inner = whole.core - 2 * edge;
     const int64_t count = (inner + largest_step - 1) / largest_step;
-    const int64_t step = rounded_up((inner + count - 1) / count, plan.multiple);
-    const int64_t side = plan.next_legal(step + lost);
+    const int64_t step = rounded_up((inner + count - 1) / count, grid);
+    const int64_t least_side = plan.next_legal(step + lost);
+    const int64_t side = least_side + (whole.side - least_side) % grid;
     TileAxis axis{side, side - 2 * plan.margin, size, {}};
     int64_t done = 0;
     for (int64_t i = 0; i < count && done < size; ++i) {
