@@ -111,7 +111,7 @@ DOCUMENTS: list[tuple[str, Callable[[Document], object], str]] = [
     ("empty ops", put("ops", value=[]), "ops has 0 items"),
     ("ops object", put("ops", value={}), "ops must be a list"),
     ("too many ops", lambda d: d["ops"].extend([d["ops"][0]] * 5000), "ops has 50.. items, expected 1 to 4096"),
-    ("precision", put("precision", value="int3"), "precision must be one of float32, bf16, fp16, is 'int3'"),
+    ("precision", put("precision", value="int3"), "precision must be one of float32, bf16, fp16, int8, is 'int3'"),
     ("long name", put("name", value=LONG), "name has 300 bytes"),
     ("channels 0", put("input", "channels", value=0), "input.channels must be an integer from 1 to 4, is 0"),
     ("channels 1.5", put("input", "channels", value=1.5), "input.channels must be an integer"),
