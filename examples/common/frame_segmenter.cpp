@@ -121,17 +121,17 @@ std::string in_milliseconds(double value) {
 FrameSegmenter::FrameSegmenter(SegmenterParameters parameters)
     : parameters_(checked(std::move(parameters))), engine_(parameters_.engine_file_path, engine_options(parameters_)) {
     const uf_info engine = engine_.info();
-    const std::string &wanted = parameters_.network_output_type;
-    const bool sigmoid = engine.output_kind == 0;
-    if (!wanted.empty() && (wanted == "sigmoid") != sigmoid)
-        refuse("network_output_type is '" + wanted + "', but " + parameters_.engine_file_path + " is a network with " +
-               (sigmoid ? "one class (sigmoid)" : "several classes (softmax)"));
     options_.tiling = tilings.at(parameters_.tiling);
     options_.threshold = static_cast<float>(parameters_.threshold);
     // A first pass starts the threads before the first frame comes, and fails where the network has no mask.
     const auto side = static_cast<size_t>(engine.tile);
     const std::vector<uint8_t> black(side * side * static_cast<size_t>(engine.channels));
     engine_.segment(unet_fast::view(black, engine.tile, engine.tile, engine.channels), options_);
+    const std::string &wanted = parameters_.network_output_type;
+    const bool sigmoid = engine.output_kind == 0;
+    if (!wanted.empty() && (wanted == "sigmoid") != sigmoid)
+        refuse("network_output_type is '" + wanted + "', but " + parameters_.engine_file_path + " is a network with " +
+               (sigmoid ? "one class (sigmoid)" : "several classes (softmax)"));
 }
 
 void FrameSegmenter::segment(const Frame &frame, LabelMask &mask) {

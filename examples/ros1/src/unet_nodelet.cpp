@@ -2,7 +2,8 @@
 // published in the same nodelet manager is read where it lies.
 //
 // Parameters are read once; engine_file_path, threshold and tiling may change later, by dynamic_reconfigure.  A new
-// engine is opened beside the old one, which goes on segmenting meanwhile, and for good if the new one cannot be opened.
+// engine is opened beside the old one, which goes on segmenting meanwhile, and for good if the new one cannot be
+// opened.
 #include <memory>
 
 #include <diagnostic_updater/diagnostic_updater.h>
@@ -79,8 +80,12 @@ class UNetNodelet : public nodelet::Nodelet {
         const bool raw_wanted = raw_.getNumSubscribers() > 0, colored_wanted = colored_.getNumSubscribers() > 0;
         if (!raw_wanted && !colored_wanted)
             return;
-        const example::Frame frame{static_cast<int>(image->height), static_cast<int>(image->width), image->encoding,
-                                   image->is_bigendian != 0,        image->step,                    image->data};
+        const example::Frame frame{static_cast<int>(image->height),
+                                   static_cast<int>(image->width),
+                                   image->encoding,
+                                   image->is_bigendian != 0,
+                                   image->step,
+                                   image->data};
         example::LabelMask mask;
         const auto colored = boost::make_shared<sensor_msgs::Image>();
         if (!service_.process(frame, mask, colored_wanted ? &colored->data : nullptr)) {
