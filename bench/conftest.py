@@ -155,6 +155,7 @@ class Row:
 
         round_seconds = ours + sum(2 * one if one < SETTLE_BELOW_S else one for one in (ours, *usual.values()))
         least = LEAST_ROUNDS_IF_SLOW if self._session.quick or round_seconds > SLOW_ROUND_S else LEAST_ROUNDS
+        others = machine.Others()
         rounds = rounds_within(min(seconds, 2.0) if self._session.quick else seconds, round_seconds, least, most)
         self._benchmark.pedantic(call, setup=everyone_else, rounds=rounds)
         if self._benchmark.disabled:
@@ -164,6 +165,7 @@ class Row:
             facts,
             row=name,
             reference_seconds=reference_seconds,
+            others_share=others.share(),
             peers={
                 peer.name: {"settings": peer.settings, "error": peer.error, "seconds": peer_seconds[peer.name]}
                 for peer in peers
@@ -175,6 +177,11 @@ class Row:
         session = self._session
         session.ratios[name] = ratios
         if session.baseline is None or name not in session.baseline.rows:
+            return
+        others = self._benchmark.extra_info["others_share"]
+        if others > guard.BUSY_ABOVE:
+            self._benchmark.extra_info["verdict"] = f"not judged: others used {others:.0%} of the processors meanwhile"
+            session.notes.append(f"{name} {self._benchmark.extra_info['verdict']}")
             return
         verdict = guard.compare(session.baseline.rows[name], ratios)
         self._benchmark.extra_info["verdict"] = str(verdict)

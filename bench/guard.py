@@ -36,6 +36,9 @@ FOUND_ABOVE = 1.05
 #: A session judges dozens of rows, so each with more certainty than the usual 95 %.
 CONFIDENCE = 0.99
 DEFAULT_BASELINE = "main"
+#: A row is not judged if others used more than this part of the processors meanwhile: with threads that wait for their
+#: turn, the engine and the reference workload no longer slow down alike.
+BUSY_ABOVE = 0.05
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,28 @@ class Native:
         return self.library.reference_seconds(threads, ctypes.c_int64(repeats)) / repeats
 
 
+class Others:
+    """How much of the machine others use, this process apart: time that the host took (steal) counts too."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds: on the clock, of all processors at work, of this process on them."""
+        try:
+            ticks = [int(word) for word in Path("/proc/stat").read_text().split()[1:9]]
+        except OSError:  # not Linux: nobody else is seen
+            return time.monotonic(), 0.0, 0.0
+        idle, waiting = ticks[3:5]
+        return time.monotonic(), (sum(ticks) - idle - waiting) / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+    def share(self) -> float:
+        """Their part of the processors since this was made: 0.5 is one of two."""
+        wall, busy, own = (now - start for now, start in zip(self._now(), self._start, strict=True))
+        return max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
+
+
 def ceilings(threads: int) -> dict[str, Any]:
     """The highest rates that this machine reached on `threads` threads, each the best of many runs, as a ceiling must
     be: "operations_per_s" by precision and "bytes_per_s".

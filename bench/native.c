@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -197,22 +198,31 @@ typedef struct {
 static level levels[LEVELS];
 static atomic_int rows_taken[STAGES], rows_done[STAGES];
 
-static void *filled(size_t floats) {
-    float *values = aligned_alloc(sizeof(row16), floats * sizeof(float));
-    for (size_t i = 0; values != NULL && i < floats; ++i) {
-        values[i] = (float)(i % 7) / 7;
-    }
-    return values;
-}
-
+/* In one block of huge pages where there are any: small ones lie in the caches as chance has it, another way in every
+ * process. */
 static int make_levels(void) {
-    for (int i = 0; i < LEVELS && levels[LEVELS - 1].weights == NULL; ++i) {
-        const size_t side = SIDE >> i, channels = WIDTH << i;
-        levels[i] = (level){(int)side, (int)channels, filled((side + 2) * (side + 2) * channels),
-                            filled(side * side * channels), filled(9 * channels * channels)};
-        if (levels[i].source == NULL || levels[i].result == NULL || levels[i].weights == NULL) {
-            return 0;
-        }
+    const size_t block_bytes = (size_t)32 << 20, page_bytes = (size_t)2 << 20;
+    if (levels[0].source != NULL) {
+        return 1;
+    }
+    float *next = aligned_alloc(page_bytes, block_bytes);
+    if (next == NULL) {
+        return 0;
+    }
+#if defined(MADV_HUGEPAGE)
+    madvise(next, block_bytes, MADV_HUGEPAGE);
+#endif
+    for (size_t i = 0; i < block_bytes / sizeof(float); ++i) {
+        next[i] = (float)(i % 7) / 7;
+    }
+    for (int i = 0; i < LEVELS; ++i) {
+        const size_t side = SIDE >> i, channels = WIDTH << i, pixels = side * side, padded = (side + 2) * (side + 2);
+        levels[i] = (level){.side = (int)side, .channels = (int)channels, .source = next};
+        next += padded * channels;
+        levels[i].result = (row16 *)next;
+        next += pixels * channels;
+        levels[i].weights = (row16 *)next;
+        next += 9 * channels * channels;
     }
     return 1;
 }

@@ -23,8 +23,10 @@ PATH = guard.RESULTS / "noise.json"
 REPEATS = 2
 
 
-def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of the engine and of a pass of the reference, round by round."""
+def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float], float]:
+    """Seconds of the engine and of a pass of the reference, round by round, and the part of the machine that others
+    used.
+    """
     engine, native = Engine(engine_file, device="cpu", precision="float32"), machine.native()
     image = Networks(Path()).preset("relunet16").images[0]
 
@@ -32,11 +34,11 @@ def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float]
         engine.segment(image, tiling="none")
 
     timed_turn(segment, 0.0)
-    seconds, reference_seconds = [], []
+    seconds, reference_seconds, others = [], [], machine.Others()
     for _ in range(rounds):
         reference_seconds.append(native.reference(engine.threads, REPEATS))
         seconds.append(timed_turn(segment, 0.0))
-    return seconds, reference_seconds
+    return seconds, reference_seconds, others.share()
 
 
 def main() -> None:
@@ -55,9 +57,13 @@ def main() -> None:
         runs = json.loads(PATH.read_text())["runs"] if options.add else []
         for index in range(options.processes):
             output = subprocess.run([*command, str(options.rounds)], check=True, capture_output=True, text=True).stdout
-            runs.append([[float(f"{value:.4g}") for value in values] for values in json.loads(output)])
+            *times, others = json.loads(output)
+            print(f"process {index + 1} of {options.processes}, others used {others:.1%} of the processors", flush=True)
+            if others > guard.BUSY_ABOVE:
+                print("not recorded: such a row is not judged either")
+                continue
+            runs.append([[float(f"{value:.4g}") for value in values] for values in times])
             about = machine.description()
-            print(f"process {index + 1} of {options.processes}, load {about['load'][0]}", flush=True)
             text = json.dumps({"about": about, "runs": runs}, separators=(",", ":"))
             PATH.write_text(text.replace("]],[[", "]],\n[[") + "\n")
 

@@ -165,7 +165,8 @@ def sections(run: Run) -> list[tuple[str, str, Table]]:
         (
             "Against what else there is",
             "Time of `segment`, image in and mask out, host to host; the right columns are the time of others over "
-            f"ours, in the same rounds, for the network alone (no normalisation, no threshold). {rate}",
+            f"ours, in the same rounds, for the network alone (no normalisation, no threshold), in "
+            f"bf16 beside int8. {rate}",
             _segment_table(run),
         ),
         (
@@ -229,7 +230,7 @@ def readme_table(run: Run) -> str:
             seconds = float(np.median(row["seconds"]))
             table.append(
                 [
-                    f"`{network}` {precision}, {device}",
+                    f"`{network}` {precision}, {device}" + (" (the other in bf16)" if precision == "int8" else ""),
                     duration(seconds),
                     share(row["flops"] / seconds, run.peak(row["device"], row["precision"])),
                     duration(float(np.median(row["peers"][best]["seconds"]))),

@@ -50,6 +50,7 @@ CONTESTANTS = pytest.mark.parametrize(
     [
         (OURS, "cpu", "float32"),
         (OURS, "cpu", "bf16"),
+        (OURS, "cpu", "int8"),
         ("ONNX Runtime", "cpu", "float32"),
         ("OpenVINO", "cpu", "bf16"),
         (OURS, "cuda", "fp16"),

@@ -95,7 +95,8 @@ class Network:
         path = self.folder / f"{self.name}-{precision}{gpu_target}.unet"
         if not path.exists():
             targets = ("cpu", gpu_target) if gpu_target else ("cpu",)
-            freeze((self.spec, self.weights), path, precision=precision, targets=targets)
+            calibration = self.images if precision == "int8" else None
+            freeze((self.spec, self.weights), path, precision=precision, targets=targets, calibration=calibration)
         return path
 
 

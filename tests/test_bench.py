@@ -102,8 +102,8 @@ def outcomes(factor: float) -> list[str]:
 
 
 NOISY = pytest.mark.xfail(
-    reason="results/noise.json is of an earlier reference workload, at a load of 8 on two cores; to be recorded anew on a "
-    "quiet machine (python -m bench.record_noise)"
+    reason="results/noise.json is of an earlier reference workload, at a load of 8 on two cores; to be recorded anew "
+    "on a quiet machine (python -m bench.record_noise)"
 )
 
 
