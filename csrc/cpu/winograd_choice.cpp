@@ -107,7 +107,7 @@ std::vector<std::vector<WinogradForm>> choose_winograd(const Plan &plan, const K
         bytes += options.back()[0].bytes;
     }
     // Memory goes where it saves most time per byte.
-    const double most_bytes = 4e6 + 2.6 * bytes;
+    const double most_bytes = 12e6 + 1.75 * bytes;
     std::vector<size_t> chosen(options.size(), 0);
     while (true) {
         size_t best_op = 0, best_option = 0;
