@@ -281,7 +281,7 @@ def test_an_engine_in_use_is_tuned(driver: FakeDriver, folder: Path, tmp_path: P
             api.call("uf_engine_tune", engine, 1, 8, 8, None)
         # Nothing of the engines before is left but one set of weights, code and contexts.
         live = driver.report()["live"]
-        assert live["modules"] == 1
+        assert live["modules"] == 1, live
         assert live["memory"] == 1
 
 
