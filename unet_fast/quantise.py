@@ -346,8 +346,8 @@ def agreement(results: Sequence[Array], truths: Sequence[Array], output: str) ->
     """
     found, wanted = (np.concatenate([array.ravel() for array in arrays]) for arrays in (results, truths))
     if found.dtype != np.uint8:
-        lost = np.linalg.norm(found.astype(np.float64) - wanted) / max(np.linalg.norm(wanted.astype(np.float64)), 1e-30)
-        return max(0.0, 1.0 - float(lost))
+        lost = float(np.linalg.norm(found.astype(np.float64) - wanted))
+        return max(0.0, 1.0 - lost / max(float(np.linalg.norm(wanted.astype(np.float64))), 1e-30))
     classes = [255] if output == "sigmoid" else np.union1d(found, wanted)
     shares = []
     for index in classes:
