@@ -5,6 +5,7 @@
 // measures the mask, and acts on it only if the deadline is kept: after a miss the last decision stands.  From the
 // first frame on nothing is allocated and no file is touched.  At the end it says how many frames were late, passed
 // over or lost, and the percentiles of the time from a frame in memory to the decision.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -196,7 +197,8 @@ void run(const Arguments &arguments) {
     Acquisition camera(scene, ring, period, arguments.frames);
     if (arguments.realtime > 0)
         set_priority(arguments.realtime);
-    const auto patience = std::chrono::duration_cast<std::chrono::nanoseconds>(period * 10);
+    // Long enough for a fast camera on a machine that is busy with something else.
+    const auto patience = std::max<std::chrono::nanoseconds>(period * 10, std::chrono::seconds(1));
     while (const example::GrabbedFrame *frame = ring.wait_newest(patience, skipped)) {
         std::vector<uint8_t> &mask = masks[frame->number % masks.size()];
         segment(frame->pixels.data(), mask);
@@ -213,7 +215,7 @@ void run(const Arguments &arguments) {
         ring.release();
     }
     if (!ring.closed())
-        throw std::runtime_error("no frame for ten periods: the camera has stopped");
+        throw std::runtime_error("no frame for ten periods or a second: the camera has stopped");
 
     std::printf("%s on %s (%s), frames of %d x %d at %.1f Hz, deadline %.2f ms\n", info.name, info.device,
                 info.precision, scene.height, scene.width, arguments.rate,
