@@ -184,7 +184,7 @@ def test_overflow_while_folding_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int4"}, r"precision must be one of float32, bf16, fp16, got 'int4'"),
+        ({"precision": "int4"}, r"precision must be one of float32, bf16, fp16, int8, got 'int4'"),
         ({"threshold": 1.0}, r"threshold must be between 0 and 1, got 1.0"),
         ({"threshold": float("nan")}, r"threshold must be between 0 and 1"),
         ({"class_names": ("a", "b")}, r"class_names must be 1 strings or \(\), got \['a', 'b'\]"),
