@@ -30,6 +30,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"baseline to judge by (default: {guard.DEFAULT_BASELINE}, where this class of machine has one)",
     )
     group.addoption(
+        "--busy",
+        type=float,
+        metavar="PART",
+        default=guard.BUSY_ABOVE,
+        help="rows are judged if others used at most this part of the processors meanwhile (default: %(default)s)",
+    )
+    group.addoption(
         "--report",
         type=Path,
         metavar="FOLDER",
@@ -54,6 +61,7 @@ class Session:
 
     def __init__(self, config: pytest.Config, folder: Path) -> None:
         self.quick: bool = config.option.quick
+        self.busy_above: float = config.option.busy
         self.networks = Networks(folder)
         self.threads: int = (
             config.option.threads or Engine(self.networks.tiny().engine_file("float32"), device="cpu").threads
@@ -179,7 +187,7 @@ class Row:
         if session.baseline is None or name not in session.baseline.rows:
             return
         others = self._benchmark.extra_info["others_share"]
-        if others > guard.BUSY_ABOVE:
+        if others > session.busy_above:
             self._benchmark.extra_info["verdict"] = f"not judged: others used {others:.0%} of the processors meanwhile"
             session.notes.append(f"{name} {self._benchmark.extra_info['verdict']}")
             return
