@@ -53,8 +53,8 @@ TileAxis overlapping_axis(const Plan &plan, int64_t size, int64_t side, int64_t 
 }
 
 // Tiles at multiples of `multiple`, so that poolings fall as in the whole image, of which only pixels count that are
-// far enough from a cut to know nothing of it.  Where there is room, at multiples of four times that: then the 4x4 tiles
-// of Winograd's convolutions fall as in the whole image too, and nearly all pixels come out in the same bits.
+// far enough from a cut to know nothing of it.  Where there is room, at multiples of four times that: then the 4x4
+// tiles of Winograd's convolutions fall as in the whole image too, and nearly all pixels come out in the same bits.
 TileAxis exact_axis(const Plan &plan, int64_t size, int64_t largest_side) {
     const TileAxis whole = whole_axis(plan, size);
     if (whole.side <= largest_side)

@@ -107,7 +107,7 @@ class State {
     size_t peak_bytes = 0;
     long kernels_run = 0, programmatic_edges = 0;
     std::map<std::string, std::string> candidates_run; // by name of the op, the latest
-    long streams_busy_at_once = 0; // at most, when a graph was launched
+    long streams_busy_at_once = 0;                     // at most, when a graph was launched
     double microseconds = 0; // a clock that only kernels, by their description, and copies on the device move
 
     void violate(const std::string &text) { violations.push_back(last_call + ": " + text); }
