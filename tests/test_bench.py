@@ -102,8 +102,8 @@ def outcomes(factor: float) -> list[str]:
 
 
 NOISY = pytest.mark.xfail(
-    reason="in 2 of the 18 processes of results/noise.json the engine itself was 1.45 times slower from the first round "
-    "to the last, and in one the reference was; the others agree within 4 %"
+    reason="in 2 of the 18 processes of results/noise.json the engine itself was 1.45 times slower from first to last "
+    "round, and in one the reference was; the others agree within 4 %"
 )
 
 
