@@ -116,7 +116,10 @@ def _keep(run: Run, results: Path) -> None:
     kept = report.RESULTS / f"run-{run.machine['machine_class']}.json"
     kept.write_text(json.dumps(json.loads(results.read_text()), separators=(",", ":")).replace("},{", "},\n{") + "\n")
     baseline = guard.Baseline.path(guard.DEFAULT_BASELINE, run.machine["machine_class"])
-    guard.Baseline(run.ratios(), run.machine).save(baseline)
+    undisturbed = {
+        name: ratios for name, ratios in run.ratios().items() if run.rows[name]["others_share"] <= guard.BUSY_ABOVE
+    }
+    guard.Baseline(undisturbed, run.machine).save(baseline)
     report.main(["--readme"])
     print(f"kept: {kept}\nkept: {baseline}\nREADME.md is up to date")
 
