@@ -13,6 +13,10 @@ struct Option {
     double bytes = 0.0;              // of weights
 };
 
+// Products in bf16 double the rounding error of the direct form, which matters less where a sum has many terms: with at
+// least so many channels the whole of relunet16 and relunet64 stays at the error that it has with direct convolutions.
+constexpr double least_bf16_inputs = 128.0;
+
 // Of a core with one multiply-add per cycle on vectors of float32, two of bf16.
 struct Cycles {
     double lanes;
@@ -35,6 +39,10 @@ struct Shape {
     double rows, columns;   // of the grid that the tiles cover
     int phases;             // 1, or 4 with kernels of 2x2
 };
+
+bool too_coarse(const WinogradForm &form, const Shape &shape) {
+    return form.bf16_products && shape.inputs < least_bf16_inputs;
+}
 
 void add_direct(Option &option, const Shape &shape, const Cycles &cycles, bool bf16) {
     const double taps = shape.phases == 1 ? 9.0 : 4.0, weights = taps * shape.phases * shape.inputs * shape.outputs;
@@ -86,6 +94,8 @@ std::vector<Option> options_of(const Op &op, const Plan &plan, const KernelTable
     for (const WinogradForm &first : forms) {
         for (const WinogradForm &second : forms) {
             if (shapes.empty() || (shapes.size() == 1 && second.tile != first.tile))
+                continue;
+            if (too_coarse(first, shapes.front()) || too_coarse(second, shapes.back()))
                 continue;
             Option option;
             add_winograd(option, first, shapes[0], cycles);
