@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ def engine_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return networks.frozen(name, tmp_path_factory.mktemp("engines"), seed, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def engines(engine_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the engines that the programs of tests/c and tests/cpp name."""
+    folder = tmp_path_factory.mktemp("c")
+    for name in ("plain", "classes", "regression", "rgb", "two_channels", "valid", "bilinear_corners"):
+        shutil.copy(engine_file(name), folder / f"{name}.unet")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,17 @@ from tests.conftest import ROOT
 BUILD = ROOT / "build" / "cpp-tests"  # kept, so that only the first run compiles
 # The commands of this Python's environment come first.
 SEARCH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+#: The programs of tests/c that use the whole API, for tests that build them in ways of their own.  FOLDER stands for
+#: the fixture `engines`.
+every_api_program = pytest.mark.parametrize(
+    ("source", "arguments"),
+    [
+        ("test_c_api.c", ("FOLDER",)),
+        ("test_first_layout.c", ("FOLDER/plain.unet",)),
+        ("test_threads.cpp", ("FOLDER/plain.unet", "--no-fork")),
+    ],
+    ids=["every function", "first layout", "threads"],
+)
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-g", "-O1")
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests.capi import LIBRARY
 from tests.conftest import ROOT
-from tests.programs import build_library, compile_program, run, tool
+from tests.programs import build_library, compile_program, every_api_program, run, tool
 
 pytestmark = pytest.mark.slow  # a cross-build, then an emulator
 
@@ -49,22 +48,10 @@ def test_every_op() -> None:
     assert "passed" in emulate(cross_build("test_cpu_executor") / "test_cpu_executor", "0", "10")
 
 
-@pytest.mark.parametrize(
-    ("source", "arguments"),
-    [
-        ("test_c_api.c", ("FOLDER",)),
-        ("test_first_layout.c", ("FOLDER/plain.unet",)),
-        ("test_threads.cpp", ("FOLDER/plain.unet", "--no-fork")),
-    ],
-    ids=["every function", "first layout", "threads"],
-)
-def test_programs(
-    source: str, arguments: tuple[str, ...], build: Path, engine_file: Callable[..., Path], tmp_path: Path
-) -> None:
-    for name in ("plain", "classes", "regression", "rgb", "valid", "bilinear_corners"):
-        shutil.copy(engine_file(name), tmp_path / f"{name}.unet")
+@every_api_program
+def test_programs(source: str, arguments: tuple[str, ...], build: Path, engines: Path, tmp_path: Path) -> None:
     program = cross_compile(tmp_path / "program", SOURCES / source, build)
-    said = emulate(program, *(argument.replace("FOLDER", str(tmp_path)) for argument in arguments))
+    said = emulate(program, *(argument.replace("FOLDER", str(engines)) for argument in arguments))
     assert "0 failures" in said
 
 

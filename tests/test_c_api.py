@@ -6,7 +6,6 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +27,6 @@ pytestmark = [
 def build(program: Path, *sources: Path, flags: tuple[str, ...] = (), library: bool = True) -> Path:
     """Compiles a program against the installed library or, without it, the internals in csrc/."""
     return compile_program(program, *sources, library=LIBRARY if library else None, flags=flags)
-
-
-@pytest.fixture(scope="module")
-def engines(engine_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the engines that the programs name."""
-    folder = tmp_path_factory.mktemp("c")
-    for name in ("plain", "classes", "regression", "rgb", "valid", "bilinear_corners"):
-        shutil.copy(engine_file(name), folder / f"{name}.unet")
-    return folder
 
 
 def test_every_function_from_c(engines: Path, tmp_path: Path) -> None:

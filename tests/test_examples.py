@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,15 +40,6 @@ Mask = NDArray[np.uint8]
 pytestmark = pytest.mark.skipif(
     not (unet_fast.library_dir() / "libunet_fast.so").exists(), reason=f"no library in {unet_fast.library_dir()}"
 )
-
-
-@pytest.fixture(scope="module")
-def engines(engine_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the engines that the C++ tests name."""
-    folder = tmp_path_factory.mktemp("engines")
-    for name in ("plain", "rgb", "two_channels", "classes", "regression"):
-        shutil.copy(engine_file(name), folder / f"{name}.unet")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@ UndefinedBehaviorSanitizer watch."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.programs import build_library, compile_program, run
+from tests.programs import build_library, compile_program, every_api_program, run
 
 pytestmark = pytest.mark.slow  # compiles the library once more
 
@@ -24,26 +22,16 @@ def library() -> Path:
     return build_library(ROOT / "build" / "sanitized", *options, targets=("unet_fast",), timeout=1800)
 
 
-@pytest.mark.parametrize(
-    ("source", "arguments"),
-    [
-        ("test_c_api.c", ("FOLDER",)),
-        ("test_first_layout.c", ("FOLDER/plain.unet",)),
-        ("test_threads.cpp", ("FOLDER/plain.unet", "--no-fork")),
-    ],
-    ids=["every function", "first layout", "threads"],
-)
+@every_api_program
 def test_under_sanitizers(
-    source: str, arguments: tuple[str, ...], library: Path, engine_file: Callable[..., Path], tmp_path: Path
+    source: str, arguments: tuple[str, ...], library: Path, engines: Path, tmp_path: Path
 ) -> None:
-    for name in ("plain", "classes", "regression", "rgb", "valid", "bilinear_corners"):
-        shutil.copy(engine_file(name), tmp_path / f"{name}.unet")
     flags = (f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all")
     program = compile_program(tmp_path / "program", SOURCES / source, library=library, flags=flags)
     # Sizes that no machine has memory for are asked for on purpose.
     said = run(
         program,
-        *(argument.replace("FOLDER", str(tmp_path)) for argument in arguments),
+        *(argument.replace("FOLDER", str(engines)) for argument in arguments),
         timeout=600,
         ASAN_OPTIONS="allocator_may_return_null=1:detect_stack_use_after_return=1",
     )

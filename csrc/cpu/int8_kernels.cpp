@@ -6,16 +6,13 @@
 
 #include "int8_kernels.h"
 
+#include "isa_name.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
 #include <arm_neon.h>
 #endif
-
-#define UF_JOIN_(a, b) a##b
-#define UF_JOIN(a, b) UF_JOIN_(a, b)
-#define UF_STRING_(a) #a
-#define UF_STRING(a) UF_STRING_(a)
 
 namespace uf {
 namespace {

@@ -2,16 +2,12 @@
 // those: each of them gets a copy of its own.
 #pragma once
 
+#include "isa_name.h"
 #include "kernels.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
-
-#define UF_JOIN_(a, b) a##b
-#define UF_JOIN(a, b) UF_JOIN_(a, b)
-#define UF_STRING_(a) #a
-#define UF_STRING(a) UF_STRING_(a)
 
 namespace uf {
 namespace {

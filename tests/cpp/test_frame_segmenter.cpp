@@ -10,6 +10,7 @@
 
 #include "../../examples/common/frame_segmenter.hpp"
 #include "../c/check.h"
+#include "refused.h"
 
 using example::Frame;
 using example::FrameSegmenter;
@@ -25,18 +26,6 @@ static SegmenterParameters parameters_of(const std::string &network) {
     parameters.engine_file_path = folder + "/" + network + ".unet";
     parameters.device = "cpu";
     return parameters;
-}
-
-// True where the call throws something that says `text`.
-static bool refused(const char *text, const std::function<void()> &call) {
-    try {
-        call();
-    } catch (const std::exception &error) {
-        if (std::string(error.what()).find(text) != std::string::npos)
-            return true;
-        std::fprintf(stderr, "expected ...%s..., got: %s\n", text, error.what());
-    }
-    return false;
 }
 
 // How an encoding of ROS lies in memory: the channel of red, green, blue in turn, or of grey alone.

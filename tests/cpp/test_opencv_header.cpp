@@ -1,12 +1,11 @@
 // unet_fast_opencv.hpp: test_opencv_header FOLDER, which holds engines of tests/networks.py.  Each matrix must give
 // what the same pixels give as a tight array.
-#include <cstdio>
-#include <functional>
 #include <string>
 
 #include <unet_fast_opencv.hpp>
 
 #include "../c/check.h"
+#include "refused.h"
 
 using unet_fast::ColourOrder;
 using unet_fast::Engine;
@@ -44,17 +43,6 @@ static cv::Mat mask_of(const Engine &engine, const cv::Mat &image, ColourOrder o
     cv::Mat mask;
     unet_fast::segment(engine, image, mask, {}, order);
     return mask;
-}
-
-static bool refused(const char *text, const std::function<void()> &call) {
-    try {
-        call();
-    } catch (const std::exception &error) {
-        if (std::string(error.what()).find(text) != std::string::npos)
-            return true;
-        std::fprintf(stderr, "expected ...%s..., got: %s\n", text, error.what());
-    }
-    return false;
 }
 
 template <class Pixel> static void test_orders(const Engine &grey, const Engine &colour, int depth) {
