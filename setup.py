@@ -60,10 +60,18 @@ class CMakeBuild(build_ext):
             data.mkdir(exist_ok=True)
             shutil.copyfile(PRETRAINED, data / PRETRAINED.name)
         if self.editable_mode:
-            # setuptools copies the module alone to the source tree.
-            for folder in ("lib", "include", "data"):
-                shutil.rmtree(ROOT / "unet_fast" / folder, ignore_errors=True)
-                shutil.copytree(package / folder, ROOT / "unet_fast" / folder, symlinks=True)
+            self.copy_library_to_source()
+
+    def copy_extensions_to_source(self) -> None:
+        """For `build_ext --inplace`."""
+        super().copy_extensions_to_source()
+        self.copy_library_to_source()
+
+    def copy_library_to_source(self) -> None:
+        """What belongs to the module, which is all that setuptools copies to the source tree."""
+        for folder in ("lib", "include", "data"):
+            shutil.rmtree(ROOT / "unet_fast" / folder, ignore_errors=True)
+            shutil.copytree(Path(self.build_lib) / "unet_fast" / folder, ROOT / "unet_fast" / folder, symlinks=True)
 
 
 setup(version=version(), ext_modules=[Extension("unet_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
