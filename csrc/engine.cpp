@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <optional>
 #include <set>
 
 #include "cpu/cpu_executor.h"
@@ -14,6 +15,7 @@
 #include "error.h"
 #include "host_copies.h"
 #include "message.h"
+#include "mirrored_images.h"
 
 namespace uf {
 
@@ -154,19 +156,29 @@ PassShape pass_shape(int64_t items, const Layout &layout) {
 }
 
 // Hands the windows of a layout to a context: straight from the image where they lie inside it, else by mirrored
-// copies.
+// copies; of a window in host memory, of the whole image in device memory.
 class WindowReader {
   public:
-    // Both must outlive it.
-    WindowReader(const Layout &layout, const ImageBatch &images)
-        : layout_(layout), images_(images),
+    // All must outlive it, and it the passes.
+    WindowReader(const Executor &executor, const Layout &layout, const ImageBatch &images)
+        : layout_(layout), images_(images), mirror_(layout.mirror),
           bytes_(static_cast<size_t>(layout.y.side * layout.x.side * images.channels) *
-                 pixel_bytes(images.first.type)) {}
+                 pixel_bytes(images.first.type)) {
+        const int64_t rows = seen(layout.y), columns = seen(layout.x);
+        if (!images.first.on_device || (mirror_ == 0 && rows <= images.height && columns <= images.width))
+            return;
+        if (MirroredImages::possible(images)) {
+            images_ = mirrored_.emplace(executor, images, mirror_, rows, columns).batch();
+            mirror_ = 0;
+        } else {
+            images_ = on_host_.emplace(executor, images).batch();
+        }
+    }
 
     // Makes the window of these tiles the pass's image number `slot`.
     void read(Workspace &workspace, size_t slot, int index, const TileSpan &y, const TileSpan &x,
               const PixelTransform &transform) const {
-        const int64_t top = y.origin - layout_.mirror, left = x.origin - layout_.mirror;
+        const int64_t top = y.origin - mirror_, left = x.origin - mirror_;
         ImageView view = images_[index];
         if (top >= 0 && left >= 0 && top + layout_.y.side <= images_.height && left + layout_.x.side <= images_.width) {
             view.data += top * view.row_stride + left * view.pixel_stride;
@@ -181,18 +193,24 @@ class WindowReader {
     }
 
   private:
+    // Pixels of the mirrored image that the tiles of an axis see; the last tile begins last.
+    static int64_t seen(const TileAxis &axis) { return axis.tiles.back().origin + axis.side; }
+
     const Layout &layout_;
-    const ImageBatch &images_;
+    ImageBatch images_;
+    int64_t mirror_;     // of the layout, less what `images_` already hold
     const size_t bytes_; // of one window
+    std::optional<MirroredImages> mirrored_;
+    std::optional<HostImages> on_host_;
 };
 
 // Passes of one shape, two by turns where host work and computing can overlap: while one computes, the host fills the
-// next and collects the one before.
+// next and collects the one before.  One by one where the next writes over what the one before has written.
 class Passes {
   public:
-    Passes(const Engine::Backend &backend, const PassShape &shape, int64_t passes)
+    Passes(const Engine::Backend &backend, const PassShape &shape, int64_t passes, bool one_by_one = false)
         : contexts_(*backend.contexts), passes_(passes) {
-        const int64_t lanes = std::min<int64_t>(backend.executor->overlapping_passes(), passes);
+        const int64_t lanes = one_by_one ? 1 : std::min<int64_t>(backend.executor->overlapping_passes(), passes);
         for (int64_t lane = 0; lane < lanes; ++lane)
             try {
                 workspaces_.push_back(contexts_.take(shape));
@@ -354,14 +372,8 @@ void Engine::segment(const ImageBatch &images, const RunOptions &options, const 
     if (outputs.first.on_device)
         executor.check_device_memory(outputs.first.data, "output");
     try {
-        // The GPU takes whole images from where they are; for all else, host code looks at the pixels.
-        const auto whole = [](const TileAxis &axis, int64_t size) {
-            return axis.tiles.size() == 1 && axis.side == size && axis.result == axis.core;
-        };
-        const bool direct = layout.kind == Layout::Kind::abutting && layout.mirror == 0 &&
-                            whole(layout.y, images.height) && whole(layout.x, images.width) &&
-                            plan_->normalisation.kind == NormalisationKind::fixed;
-        if (direct) {
+        // Statistics, resizing and blending are the host's; for all else, pixels in device memory stay there.
+        if (layout.kind == Layout::Kind::abutting && plan_->normalisation.kind == NormalisationKind::fixed) {
             segment_here(*used, images, options, layout, outputs);
             return;
         }
@@ -403,12 +415,15 @@ void Engine::run_abutting(const Backend &backend, const Layout &layout, const Im
     const auto columns = static_cast<int64_t>(layout.x.tiles.size());
     const int64_t tiles = columns * static_cast<int64_t>(layout.y.tiles.size());
     const int64_t items = tiles * images.count;
-    const PassShape shape = pass_shape(items, layout);
+    // In device memory each tile writes what it has from its own corner on.  The last one comes first, so that those
+    // above and left of it, whose pixels there are right, write over what is wrong at its upper and left side.
+    const bool on_device = outputs.first.on_device, painted = on_device && tiles > 1;
+    const PassShape shape = pass_shape(painted ? 1 : items, layout);
     const int64_t count = shape.count, passes = (items + count - 1) / count;
-    Passes lanes(backend, shape, passes);
-    const WindowReader windows(layout, images);
+    const WindowReader windows(*backend.executor, layout, images);
+    Passes lanes(backend, shape, passes, painted);
 
-    // A tile that gives all of its pixels writes to the caller's memory, any other to staging.
+    // In host memory a tile that gives all of its pixels writes to the caller's memory, any other to staging.
     const auto all_used = [](const TileAxis &axis, const TileSpan &tile) {
         return tile.begin == tile.origin && tile.end == tile.origin + axis.core;
     };
@@ -421,13 +436,20 @@ void Engine::run_abutting(const Backend &backend, const Layout &layout, const Im
         bool in_place;
     };
     const auto place = [&](int64_t item) -> Place {
+        if (painted)
+            item = items - 1 - item;
         const TileSpan &y = layout.y.tiles[static_cast<size_t>(item % tiles / columns)];
         const TileSpan &x = layout.x.tiles[static_cast<size_t>(item % columns)];
-        return {static_cast<int>(item / tiles), y, x, all_used(layout.y, y) && all_used(layout.x, x)};
+        return {static_cast<int>(item / tiles), y, x, on_device || (all_used(layout.y, y) && all_used(layout.x, x))};
     };
     const auto target = [&](const Place &at) {
         OutputView view = outputs[at.image];
-        view.data += at.y.begin * view.row_stride + at.x.begin * bytes_per_pixel;
+        const int64_t top = on_device ? at.y.origin : at.y.begin, left = on_device ? at.x.origin : at.x.begin;
+        view.data += top * view.row_stride + left * bytes_per_pixel;
+        if (on_device) {
+            view.rows = at.y.end - top;
+            view.columns = at.x.end - left;
+        }
         return view;
     };
     const auto in_pass = [&](int64_t pass) { return std::min(count, items - pass * count); };
@@ -467,8 +489,8 @@ void Engine::run_blended(const Backend &backend, const Layout &layout, const Ima
     const PassShape shape = pass_shape(static_cast<int64_t>(columns.size()), layout);
     const auto count = static_cast<size_t>(shape.count);
     const size_t passes_per_row = (columns.size() + count - 1) / count;
+    const WindowReader windows(*backend.executor, layout, images);
     Passes lanes(backend, shape, static_cast<int64_t>(rows.size() * passes_per_row));
-    const WindowReader windows(layout, images);
     const auto weights_y = blend_weights(layout.y, layout.overlap), weights_x = blend_weights(layout.x, layout.overlap);
     const int64_t channels = plan_->output_channels;
     const int64_t tile_row = layout.x.core * channels, tile_values = layout.y.core * tile_row;

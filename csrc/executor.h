@@ -37,6 +37,8 @@ struct OutputView {
     ResultType type = ResultType::mask;
     int64_t row_stride = 0; // bytes; pixels and channels are tight
     bool on_device = false;
+    // So much of the result is written, from its first row and column; 0: all.  Less only where `on_device`.
+    int64_t rows = 0, columns = 0;
 };
 
 struct PassShape {
@@ -52,8 +54,7 @@ class Context {
     virtual void run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
                      const OutputView *outputs, void *stream) = 0;
     // `run` in two parts: images in host memory have been read when `start_pass` returns, results are there when
-    // `finish_pass` does.  Between them the caller is free to do something else.  Images and results in device memory
-    // must lie at one distance each.
+    // `finish_pass` does.  Between them the caller is free to do something else.
     virtual void start_pass(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
                             const OutputView *outputs) {
         run(images, transforms, count, logit_threshold, outputs, nullptr);
@@ -90,6 +91,16 @@ class Executor {
     // Copies between host memory and memory that has passed that check, or within either; done on return.
     virtual void copy(std::byte *target, const std::byte *source, size_t bytes) const {
         std::memcpy(target, source, bytes);
+    }
+    // Memory that views with `on_device` may name, for as long as the result or a copy of it lives; null where there
+    // is no such memory.
+    virtual std::shared_ptr<std::byte> allocate(size_t) const { return nullptr; }
+    // Copies `rows` rows of `bytes` within such memory, which begin at those distances, at least `bytes`; passes that
+    // begin afterwards find them.
+    virtual void copy_rows(std::byte *target, int64_t target_stride, const std::byte *source, int64_t source_stride,
+                           int64_t bytes, int64_t rows) const {
+        for (int64_t row = 0; row < rows; ++row)
+            copy(target + row * target_stride, source + row * source_stride, static_cast<size_t>(bytes));
     }
     // Measures its kernels one by one.
     virtual Profile profile(const PassShape &) const {

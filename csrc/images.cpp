@@ -88,14 +88,6 @@ template <class Pixel> std::pair<double, double> moments(const ImageBatch &image
     return {mean, std::sqrt(variance)};
 }
 
-int64_t mirrored(int64_t position, int64_t size) {
-    if (size == 1)
-        return 0;
-    const int64_t period = 2 * (size - 1);
-    const int64_t within = ((position % period) + period) % period;
-    return within < size ? within : period - within;
-}
-
 // Where a pixel of a resized axis lies on the source: between `low` and `high`, `weight` of the way.
 struct Sample {
     int64_t low, high;
@@ -322,6 +314,14 @@ PixelTransform pixel_transform(const Plan &plan, const ImageBatch &images, int i
 
 size_t result_bytes(ResultType type, const Plan &plan) {
     return type == ResultType::mask ? 1 : sizeof(float) * static_cast<size_t>(plan.output_channels);
+}
+
+int64_t mirrored(int64_t position, int64_t size) {
+    if (size == 1)
+        return 0;
+    const int64_t period = 2 * (size - 1);
+    const int64_t within = ((position % period) + period) % period;
+    return within < size ? within : period - within;
 }
 
 void copy_mirrored(const ImageBatch &images, int index, int64_t top, int64_t left, int64_t rows, int64_t columns,

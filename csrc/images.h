@@ -63,8 +63,11 @@ PixelTransform pixel_transform(const Plan &plan, const ImageBatch &images, int i
 // Bytes per pixel of a result.
 size_t result_bytes(ResultType type, const Plan &plan);
 
-// Copies the window of `rows` x `columns` pixels at (top, left) to `target`, tight.  Outside the image it is mirrored
-// without repeating the edge, as often as it takes ("reflect" of numpy.pad); a side of one pixel is repeated.
+// Which pixel of an axis of `size` stands at `position`, which may lie outside: mirrored without repeating the edge, as
+// often as it takes ("reflect" of numpy.pad); a single pixel is repeated.
+int64_t mirrored(int64_t position, int64_t size);
+
+// Copies the window of `rows` x `columns` pixels at (top, left) to `target`, tight, mirrored outside the image.
 void copy_mirrored(const ImageBatch &images, int index, int64_t top, int64_t left, int64_t rows, int64_t columns,
                    std::byte *target);
 

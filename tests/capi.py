@@ -118,8 +118,8 @@ class Api:
         self.call("uf_image_describe", ctypes.byref(image), where, encoding.encode(), height, width, stride)
         return image
 
-    def segment(self, engine: Any, image: Image, output: Output, tiling: int = 0) -> None:
-        options = RunOptions(struct_size=ctypes.sizeof(RunOptions), tiling=tiling)
+    def segment(self, engine: Any, image: Image, output: Output, tiling: int = 0, tile: int = 0) -> None:
+        options = RunOptions(struct_size=ctypes.sizeof(RunOptions), tiling=tiling, tile=tile)
         self.call("uf_segment", engine, ctypes.byref(image), ctypes.byref(options), ctypes.byref(output))
 
 

@@ -32,6 +32,7 @@ class Case:
     result            "mask" or "probability" where an op writes the result
     threshold         logit above which a mask is set
     row_gap           elements between the rows of the result
+    cut               rows and columns at the end of the result that are not wanted
     candidate         which candidate runs, counted modulo their number
     split             only candidates that split their sum
     """
@@ -48,6 +49,7 @@ class Case:
     result: str = "probability"
     threshold: float = 0.0
     row_gap: int = 0
+    cut: tuple[int, int] = (0, 0)
     candidate: int = 0
     split: bool = False
 
@@ -138,10 +140,10 @@ class _Device:
         if op["outputs"]:
             return self.extent(op["outputs"][0])
         height, width = self.extent(op["inputs"][0])
-        if op["op"] == "output":
-            return height, width
-        (ky, kx), (top, left, bottom, right) = op["kernel"], op["padding"]
-        return height + top + bottom - ky + 1, width + left + right - kx + 1
+        if op["op"] == "head":
+            (ky, kx), (top, left, bottom, right) = op["kernel"], op["padding"]
+            height, width = height + top + bottom - ky + 1, width + left + right - kx + 1
+        return height - self.case.cut[0], width - self.case.cut[1]
 
     def allocate(self, op: Mapping[str, Any]) -> None:
         import torch

@@ -351,6 +351,76 @@ def test_device_memory(driver: FakeDriver, folder: Path, how: str, dtype: str) -
                 assert np.array_equal(driver.fetch(place, result), expected)
 
 
+def in_memory(pixels: Array, how: str) -> tuple[Array, Array]:
+    """The same (N, H, W, C) pixels in another layout, and the array that holds all of it."""
+    count, height, width, channels = pixels.shape
+    if how == "planar":
+        whole = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        return whole.transpose(0, 2, 3, 1), whole
+    whole = np.full((count, height + 1, width + 3, channels + 1), 77, pixels.dtype)
+    view = whole[:, :height, 2 : width + 2, :channels]
+    if how == "reversed channels":
+        view = whole[:, :height, 2 : width + 2, channels:0:-1]
+    elif how == "upside down":
+        view = whole[:, height:0:-1, width + 1 : 1 : -1, :channels]
+    view[...] = pixels
+    return view, whole
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "layout", "dtype"),
+    [
+        ("plain", (1, 60, 64), "padded", "uint8"),
+        ("plain", (1, 61, 30), "padded", "uint16"),
+        ("two_channels", (1, 32, 64), "planar", "uint8"),
+        ("two_channels", (1, 31, 61), "planar", "float32"),
+        ("four_channels", (1, 30, 59), "reversed channels", "uint8"),
+        ("two_channels", (1, 58, 29), "upside down", "uint16"),
+        ("two_channels", (3, 23, 17), "padded", "uint8"),
+        ("valid_one_conv", (1, 39, 24), "padded", "uint8"),
+        ("odd", (2, 20, 43), "padded", "uint8"),
+    ],
+)
+@on_fake_gpu
+def test_exact_tiles_in_device_memory(
+    driver: FakeDriver, folder: Path, name: str, size: tuple[int, int, int], layout: str, dtype: str
+) -> None:
+    """Image, result or both on the GPU give the bits that host memory gives.  What is there does not leave it, but for
+    pixels whose rows fall in memory: only the host mirrors those."""
+    api = Api()
+    exact = 1
+    path = file_with(folder, name)
+    on_cpu = Engine(path, device="cpu")
+    info = on_cpu.info
+    assert info.halo is not None
+    tile = 2 * info.halo + 2 * info.multiple
+    tile += (info.remainder - tile) % info.multiple
+    count, height, width = size
+    pixels, memory = in_memory(random_image((*size, info.channels), dtype, seed=6), layout)
+    mask = np.full((count, height + 2, width + 5), 7, np.uint8)
+    probability = np.full((*mask.shape, on_cpu.classes), 7, np.float32)
+    with driver.device(), api.engine(path, device="cuda") as engine, driver.array(memory) as source:
+        on_gpu = image_of(pixels, source + pixels.ctypes.data - memory.ctypes.data)
+        for result in (mask, probability):
+            expected, on_host = result.copy(), result.copy()
+            api.segment(engine, image_of(pixels), output_in(expected[:, :height, :width]), exact, tile)
+            assert (expected[:, :height, :width] != 7).all()
+            with driver.array(result) as place:
+                to_gpu = output_in(result[:, :height, :width], place)
+                before = driver.report()["bus_bytes"]
+                api.segment(engine, on_gpu, to_gpu, exact, tile)
+                if layout != "upside down":
+                    assert driver.report()["bus_bytes"] - before <= 3 * 32  # scale and shift of the pixels
+                assert np.array_equal(driver.fetch(place, result), expected)
+                if result is mask:
+                    continue
+                driver.copy(place, result.ctypes.data, result.nbytes)
+                api.segment(engine, image_of(pixels), to_gpu, exact, tile)
+                assert np.array_equal(driver.fetch(place, result), expected)
+            api.segment(engine, on_gpu, output_in(on_host[:, :height, :width]), exact, tile)
+            assert np.array_equal(on_host, expected)
+
+
 @on_fake_gpu
 def test_batch_at_uneven_distances(driver: FakeDriver, folder: Path) -> None:
     """Distances between float32 results that are no multiple of the next kernel's stride cannot be; between images of a
@@ -557,6 +627,41 @@ def test_any_call_of_tiling_may_fail(driver: FakeDriver, folder: Path, error: in
         for result, exact in zip(run(engine), expected, strict=True):
             assert np.array_equal(result, exact)
     assert failures == 0 if lost else failures > calls / 2
+
+
+@pytest.mark.parametrize("error", [INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS])
+@on_fake_gpu
+def test_any_call_over_device_memory_may_fail(driver: FakeDriver, folder: Path, error: int) -> None:
+    """An image that is mirrored on the GPU, to a result there: the CPU does not take over, it reaches neither."""
+    api = Api()
+    status = {INVALID_VALUE: capi.DEVICE, OUT_OF_MEMORY: capi.OUT_OF_MEMORY, ILLEGAL_ADDRESS: capi.DEVICE_LOST}[error]
+    pixels = random_image((2, 7, 6, 1), seed=14)
+    lost = error == ILLEGAL_ADDRESS
+    expected = Engine(file_with(folder), device="cuda").probability(pixels)
+    result = np.full((2, 7, 6, 1), np.nan, np.float32)
+    with driver.device():
+        call, failures, finished = 0, list[StatusError](), False
+        while not finished:
+            call += 1
+            with api.engine(file_with(folder)) as engine, driver.array(pixels) as source, driver.array(result) as place:
+                image, output = image_of(pixels, source), output_in(result, place)
+                api.segment(engine, image, output)
+                driver.copy(place, result.ctypes.data, result.nbytes)
+                before = driver.report()["calls"]
+                driver.fail(call, error, lasting=lost)
+                try:
+                    api.segment(engine, image, output)
+                except StatusError as failure:
+                    failures.append(failure)
+                finished = driver.report()["calls"] - before < call
+                driver.fail(0, 0)
+                if not lost:
+                    api.segment(engine, image, output)
+                    assert np.array_equal(driver.fetch(place, result)[..., 0], expected)
+            assert driver.report()["live"]["memory"] == 0
+    assert len(failures) > 8
+    # The driver says "invalid value", too, of an address that it does not know.
+    assert all(one.status == status or "not an address that CUDA knows" in one.message for one in failures)
 
 
 @on_fake_gpu

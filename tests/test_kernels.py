@@ -184,7 +184,7 @@ CASES |= {
 
 def stem(
     dtype: str, channels: int, kernel: tuple[int, int] = (3, 3), padding: list[int] | None = None, outputs: int = 16,
-    pool: bool = False, precision: str = "float32", **options: Any,
+    activation: str = "relu", pool: bool = False, precision: str = "float32", **options: Any,
 ) -> Builder:  # fmt: skip
     padding = [1, 1, 1, 1] if padding is None else padding
 
@@ -202,7 +202,7 @@ def stem(
         image = pixels.astype(dtype)
         value = torch.from_numpy(plan.rounded(image * scale + shift).transpose(0, 3, 1, 2)).double()
         weight, bias = plan.weight("weight", outputs, *kernel, channels), plan.weight("bias", outputs)
-        y = functional.conv2d(around(value, padding), canonical(weight), bias).relu()
+        y = act(functional.conv2d(around(value, padding), canonical(weight), bias), activation)
         expected = {"y": nhwc(y)}
         plan.described[0] = _buffer("image", channels, height, width)
         plan.output("y", y.shape[2], y.shape[3], outputs)
@@ -210,8 +210,8 @@ def stem(
             expected["pooled"] = nhwc(functional.max_pool2d(y, 2))
             plan.output("pooled", y.shape[2] // 2, y.shape[3] // 2, outputs)
         op = {"op": "stem", "inputs": ["image"], "outputs": list(expected), "kernel": list(kernel), "padding": padding}
-        size = (2, height, width)
-        return plan.case(op | {"activation": "relu"}, size=size, image=image, transform=transform, **options), expected
+        op |= {"activation": activation, "slope": 0.2}
+        return plan.case(op, size=(2, height, width), image=image, transform=transform, **options), expected
 
     return build
 
@@ -221,6 +221,8 @@ CASES |= {
     "stem, two channels, pooled": stem("uint8", 2, pool=True, candidate=1),
     "stem, four channels, flipped and planar": stem("uint16", 4, flipped=True, pool=True, candidate=2),
     "stem, 4x4": stem("float32", 4, (4, 4), [3, 0, 1, 2], flipped=True),
+    "stem, linear, pooled": stem("uint8", 1, activation="none", pool=True),
+    "stem, leaky": stem("float32", 3, activation="leaky_relu"),
     "stem, 2x1, 24 outputs, no padding": stem("uint8", 3, (2, 1), [0, 0, 0, 0], outputs=24),
     **{f"stem, {p}": stem("uint8", 3, pool=True, precision=p) for p in ("fp16", "bf16")},
 }
@@ -281,7 +283,8 @@ CASES |= {
 
 def concat_conv(
     upsample: str, channels: tuple[int, int] = (16, 8), outputs: int = 16, kernel: tuple[int, int] = (3, 3),
-    padding: list[int] | None = None, crop: tuple[int, int] = (0, 0), precision: str = "float32", **options: Any,
+    padding: list[int] | None = None, crop: tuple[int, int] = (0, 0), activation: str = "relu",
+    precision: str = "float32", **options: Any,
 ) -> Builder:  # fmt: skip
     padding = [1, 1, 1, 1] if padding is None else padding
 
@@ -300,10 +303,10 @@ def concat_conv(
         weights = [plan.weight(f"weight_{x}", outputs, *kernel, n) for x, n in zip("ab", channels, strict=True)]
         cut = b[:, :, crop[0] : crop[0] + height, crop[1] : crop[1] + width]
         x, weight = torch.cat([a, cut], 1), torch.cat([canonical(weight) for weight in weights], 1)
-        y = functional.conv2d(around(x, padding), weight, plan.weight("bias", outputs)).relu()
+        y = act(functional.conv2d(around(x, padding), weight, plan.weight("bias", outputs)), activation)
         plan.output("y", y.shape[2], y.shape[3], outputs)
         op = {"op": "concat_conv", "inputs": ["a", "b"], "outputs": ["y"], "kernel": list(kernel), "padding": padding}
-        op |= {"upsample": upsample, "crop": list(crop), "activation": "relu"}
+        op |= {"upsample": upsample, "crop": list(crop), "activation": activation, "slope": 0.2}
         return plan.case(op, **options), {"y": nhwc(y)}
 
     return build
@@ -314,6 +317,8 @@ CASES |= {
     **{f"concat_conv, {mode}": concat_conv(mode) for mode in MODES},
     **{f"concat_conv, {mode}, cropped": concat_conv(mode, padding=[0] * 4, crop=(2, 1), candidate=1) for mode in MODES},
     **{f"concat_conv, {mode}, 2x2, odd": concat_conv(mode, (5, 3), 7, (2, 2), [0, 0, 1, 1]) for mode in MODES},
+    "concat_conv, linear": concat_conv("nearest", activation="none"),
+    "concat_conv, leaky": concat_conv("bilinear", activation="leaky_relu"),
     "concat_conv, 4x1": concat_conv("bilinear", kernel=(4, 1), padding=[3, 0, 0, 0]),
     "concat_conv, split": concat_conv("none", (64, 32), 32, split=True),
     "concat_conv, bilinear, split": concat_conv("bilinear_corners", (32, 64), 32, split=True, candidate=1),
@@ -381,6 +386,24 @@ CASES |= {
 }
 
 
+def first_part(build: Builder, rows: int, columns: int) -> Builder:
+    """The first rows and columns of a result: where a tile ends within the network's output."""
+
+    def cut(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
+        case, expected = build(random)
+        whole = expected["result"]
+        part = Case(**{**vars(case), "cut": (whole.shape[1] - rows, whole.shape[2] - columns)})
+        return part, {"result": whole[:, :rows, :columns]}
+
+    return cut
+
+
+CASES |= {
+    "head, a part": first_part(head("sigmoid", 1, False), 3, 9),
+    "head, a part, classes": first_part(head("softmax", 5, True, candidate=1), 9, 1),
+}
+
+
 def output(kind: str, classes: int, mask: bool, precision: str = "float32") -> Builder:
     def build(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
         plan = Plan(random, precision)
@@ -403,6 +426,10 @@ def equal_logits(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
 
 CASES |= {f"output, {kind} {k}, {'mask' if mask else 'probability'}": output(kind, k, mask) for kind, k, mask in KINDS}
 CASES |= {"output, fp16": output("softmax", 5, False, "fp16"), "output, equal logits": equal_logits}
+CASES |= {
+    "output, a part": first_part(output("sigmoid", 1, False), 2, 257),
+    "output, a part, classes": first_part(output("softmax", 5, True), 3, 17),
+}
 
 
 def conv_transpose(
@@ -507,19 +534,28 @@ CASES |= {
 }  # fmt: skip
 
 
-def normalise(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
-    plan = Plan(random, "float32")
-    image = random.integers(0, 65535, (2, 9, 7, 3)).astype(np.uint16)
-    transform = random.normal(size=(2, 2, 4)).astype(np.float32) * 1e-3
-    plan.described[0] = _buffer("image", 3, 9, 7)
-    plan.output("y", 9, 7, 3)
-    op = {"op": "normalise", "inputs": ["image"], "outputs": ["y"]}
-    scale, shift = (transform[:, i, None, None, :3].astype(np.float64) for i in (0, 1))
-    case = plan.case(op, size=(2, 9, 7), image=image, flipped=True, transform=transform)
-    return case, {"y": image * scale + shift}
+def normalise(dtype: str, precision: str, flipped: bool) -> Builder:
+    def build(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
+        plan = Plan(random, precision)
+        most = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
+        image = (random.random((2, 9, 7, 3)) * most).astype(dtype)
+        transform = random.normal(size=(2, 2, 4)).astype(np.float32)
+        transform[:, 0] /= most
+        plan.described[0] = _buffer("image", 3, 9, 7)
+        plan.output("y", 9, 7, 3)
+        op = {"op": "normalise", "inputs": ["image"], "outputs": ["y"]}
+        scale, shift = (transform[:, i, None, None, :3].astype(np.float64) for i in (0, 1))
+        case = plan.case(op, size=(2, 9, 7), image=image, flipped=flipped, transform=transform)
+        return case, {"y": image * scale + shift}
+
+    return build
 
 
-CASES["normalise"] = normalise
+CASES |= {
+    "normalise, uint8": normalise("uint8", "fp16", False),
+    "normalise, uint16": normalise("uint16", "float32", True),
+    "normalise, float32": normalise("float32", "bf16", True),
+}
 
 
 # -- whole networks ----------------------------------------------------------------------------------------------------

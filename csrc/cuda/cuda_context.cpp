@@ -1,6 +1,7 @@
 #include "cuda/cuda_context.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 
@@ -65,13 +66,19 @@ class CudaContext : public uf::Context {
 
     // Runs `body`; if it fails, waits until the stream is idle and notes that memory may hold anything.
     template <class Body> void attempt(CUstream stream, const Body &body);
-    // Leaves the result where it belongs, or on its way to pinned memory.
+    // Leaves the results where they belong, or on their way to pinned memory.
     void enqueue(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
                  const OutputView *outputs, CUstream stream);
+    // The same for those that fit one launch; in pinned memory, from the `first` of a batch.
+    void launch(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
+                const OutputView *outputs, int first, CUstream stream);
     ImageArguments stage_images(const ImageView *images, int count, CUstream stream);
     ResultArguments result_arguments(const OutputView *outputs, int count) const;
     void upload_transforms(const PixelTransform *transforms, int count, CUstream stream);
     void leave_pending(CUstream stream);
+    std::array<int64_t, 2> result_size() const {
+        return {shape_.height - 2 * int64_t{plan().margin}, shape_.width - 2 * int64_t{plan().margin}};
+    }
     size_t tight_result_bytes(ResultType type) const; // of one image
     void hand_out(const OutputView *outputs, int count) const;
     PassGraph &graph(int count, const ImageArguments &image, const ResultArguments &result);
@@ -105,6 +112,7 @@ CudaContext::CudaContext(std::shared_ptr<const Program> program, const PassShape
     ResultArguments result;
     result.type = plan().has_mask() ? ResultType::mask : ResultType::probability;
     result.data = memory_.result;
+    result.written = result_size();
     graph(shape_.count, image, result).upload(stream_.get());
     api().stream_synchronize(stream_.get());
 }
@@ -150,24 +158,15 @@ void CudaContext::run(const ImageView *images, const PixelTransform *transforms,
             stream = static_cast<CUstream>(caller_stream);
             check_stream(stream);
         }
-        int64_t stride = 0;
-        const bool together =
-            (!images[0].on_device ||
-             regular(images, count, static_cast<int64_t>(pixel_bytes(images[0].type)), stride)) &&
-            (!outputs[0].on_device || regular(outputs, count, outputs[0].type == ResultType::mask ? 1 : 4, stride));
-        // Kernels take one distance between images; where there is none, each goes alone.
-        const int step = together ? count : 1;
         attempt(stream, [&] {
-            for (int i = 0; i < count; i += step) {
-                enqueue(images + i, transforms + i, step, logit_threshold, outputs + i, stream);
-                if (outputs[0].on_device && stream != stream_.get()) {
-                    leave_pending(stream);
-                    continue;
-                }
-                api().stream_synchronize(stream);
-                pending_ = false;
-                hand_out(outputs + i, step);
+            enqueue(images, transforms, count, logit_threshold, outputs, stream);
+            if (outputs[0].on_device && stream != stream_.get()) {
+                leave_pending(stream);
+                return;
             }
+            api().stream_synchronize(stream);
+            pending_ = false;
+            hand_out(outputs, count);
         });
     });
 }
@@ -230,8 +229,23 @@ void CudaContext::wait_for_staging() {
     pending_ = false;
 }
 
+// Kernels take one distance between images and one between results; where there is none, each goes alone.
 void CudaContext::enqueue(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
                           const OutputView *outputs, CUstream stream) {
+    int64_t stride = 0;
+    const bool together =
+        (!images[0].on_device || regular(images, count, static_cast<int64_t>(pixel_bytes(images[0].type)), stride)) &&
+        (!outputs[0].on_device || regular(outputs, count, outputs[0].type == ResultType::mask ? 1 : 4, stride));
+    const int step = together ? count : 1;
+    for (int first = 0; first < count; first += step) {
+        launch(images + first, transforms + first, step, logit_threshold, outputs + first, first, stream);
+        if (first + step < count)
+            leave_pending(stream);
+    }
+}
+
+void CudaContext::launch(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
+                         const OutputView *outputs, int first, CUstream stream) {
     // All passes share the arena: they follow each other even if they are on different streams.  (Comparing handles
     // would not do: a stream may have been destroyed since, and its handle given to another.)
     if (pending_)
@@ -244,8 +258,9 @@ void CudaContext::enqueue(const ImageView *images, const PixelTransform *transfo
     pass_graph.set(image, result);
     pass_graph.launch(stream);
     if (!outputs[0].on_device) {
-        const size_t bytes = static_cast<size_t>(count) * tight_result_bytes(result.type);
-        api().copy_to_host(pinned_result_, memory_.result, bytes, stream);
+        const size_t bytes = tight_result_bytes(result.type);
+        api().copy_to_host(pinned_result_ + static_cast<size_t>(first) * bytes, memory_.result,
+                           static_cast<size_t>(count) * bytes, stream);
     }
 }
 
@@ -292,14 +307,15 @@ void CudaContext::upload_transforms(const PixelTransform *transforms, int count,
 ResultArguments CudaContext::result_arguments(const OutputView *outputs, int count) const {
     ResultArguments result;
     result.type = outputs[0].type;
-    const int64_t height = shape_.height - 2 * int64_t{plan().margin},
-                  width = shape_.width - 2 * int64_t{plan().margin};
+    const auto [height, width] = result.written = result_size();
     const int64_t item = result.type == ResultType::mask ? 1 : sizeof(float);
     if (outputs[0].on_device) {
         int64_t image_stride = 0;
         regular(outputs, count, item, image_stride);
         result.data = reinterpret_cast<CUdeviceptr>(outputs[0].data);
         result.strides = {image_stride / item, outputs[0].row_stride / item};
+        if (outputs[0].rows != 0)
+            result.written = {outputs[0].rows, outputs[0].columns};
         return result;
     }
     const int64_t row = width * static_cast<int64_t>(result_bytes(result.type, plan())) / item;
@@ -309,8 +325,7 @@ ResultArguments CudaContext::result_arguments(const OutputView *outputs, int cou
 }
 
 size_t CudaContext::tight_result_bytes(ResultType type) const {
-    const int64_t height = shape_.height - 2 * int64_t{plan().margin},
-                  width = shape_.width - 2 * int64_t{plan().margin};
+    const auto [height, width] = result_size();
     return static_cast<size_t>(height * width) * result_bytes(type, plan());
 }
 
@@ -318,7 +333,7 @@ size_t CudaContext::tight_result_bytes(ResultType type) const {
 void CudaContext::hand_out(const OutputView *outputs, int count) const {
     if (count == 0 || outputs[0].on_device)
         return;
-    const int64_t height = shape_.height - 2 * int64_t{plan().margin};
+    const int64_t height = result_size()[0];
     const size_t bytes = tight_result_bytes(outputs[0].type), row_bytes = bytes / static_cast<size_t>(height);
     for (int i = 0; i < count; ++i) {
         const std::byte *const from = pinned_result_ + static_cast<size_t>(i) * bytes;

@@ -45,6 +45,22 @@ struct CUDA_KERNEL_NODE_PARAMS { // version 1: what cuGraphAddKernelNode without
     void **extra;
 };
 
+struct CUDA_MEMCPY2D { // version 2
+    size_t srcXInBytes, srcY;
+    unsigned srcMemoryType;
+    const void *srcHost;
+    CUdeviceptr srcDevice;
+    void *srcArray;
+    size_t srcPitch;
+    size_t dstXInBytes, dstY;
+    unsigned dstMemoryType;
+    void *dstHost;
+    CUdeviceptr dstDevice;
+    void *dstArray;
+    size_t dstPitch;
+    size_t WidthInBytes, Height;
+};
+
 struct CUgraphEdgeData {
     unsigned char from_port; // 1: when every block of the upstream kernel has allowed it, not when it has ended
     unsigned char to_port;
@@ -104,6 +120,7 @@ template <class... Arguments> class Function {
     FUNCTION(copy_to_host, cuMemcpyDtoHAsync_v2, void *, CUdeviceptr, size_t, CUstream)                                \
     FUNCTION(copy, cuMemcpy, CUdeviceptr, CUdeviceptr, size_t) /* between any two places, done on return */            \
     FUNCTION(copy_on_device, cuMemcpyDtoDAsync_v2, CUdeviceptr, CUdeviceptr, size_t, CUstream)                         \
+    FUNCTION(copy_rows, cuMemcpy2DUnaligned_v2, const CUDA_MEMCPY2D *) /* on the legacy default stream, any pitch */   \
     FUNCTION(fill_bytes, cuMemsetD8Async, CUdeviceptr, unsigned char, size_t, CUstream)                                \
     FUNCTION(pointer_get_attribute, cuPointerGetAttribute, void *, int, CUdeviceptr)                                   \
     FUNCTION(stream_create, cuStreamCreate, CUstream *, unsigned)                                                      \

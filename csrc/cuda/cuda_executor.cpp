@@ -24,6 +24,9 @@ class CudaExecutor : public Executor {
     }
     void check_device_memory(const std::byte *data, const char *argument) const override;
     void copy(std::byte *target, const std::byte *source, size_t bytes) const override;
+    std::shared_ptr<std::byte> allocate(size_t bytes) const override;
+    void copy_rows(std::byte *target, int64_t target_stride, const std::byte *source, int64_t source_stride,
+                   int64_t bytes, int64_t rows) const override;
     Profile profile(const PassShape &shape) const override { return cuda::profile(*program_, shape); }
     std::unique_ptr<Executor> tuned(const PassShape &shape, const std::string &path,
                                     std::string &not_kept) const override;
@@ -69,6 +72,26 @@ void CudaExecutor::copy(std::byte *target, const std::byte *source, size_t bytes
         device.api().copy(reinterpret_cast<cuda::CUdeviceptr>(target), reinterpret_cast<cuda::CUdeviceptr>(source),
                           bytes);
     });
+}
+
+std::shared_ptr<std::byte> CudaExecutor::allocate(size_t bytes) const {
+    const auto memory = std::make_shared<cuda::DeviceMemory>();
+    program_->device()->guarded([&] { *memory = cuda::allocate_device(program_->device(), bytes); });
+    return {memory, reinterpret_cast<std::byte *>(memory->get())};
+}
+
+void CudaExecutor::copy_rows(std::byte *target, int64_t target_stride, const std::byte *source, int64_t source_stride,
+                             int64_t bytes, int64_t rows) const {
+    cuda::CUDA_MEMCPY2D copy{};
+    copy.srcMemoryType = copy.dstMemoryType = cuda::CU_MEMORYTYPE_DEVICE;
+    copy.srcDevice = reinterpret_cast<cuda::CUdeviceptr>(source);
+    copy.srcPitch = static_cast<size_t>(source_stride);
+    copy.dstDevice = reinterpret_cast<cuda::CUdeviceptr>(target);
+    copy.dstPitch = static_cast<size_t>(target_stride);
+    copy.WidthInBytes = static_cast<size_t>(bytes);
+    copy.Height = static_cast<size_t>(rows);
+    const cuda::Device &device = *program_->device();
+    device.guarded([&] { device.api().copy_rows(&copy); });
 }
 
 std::unique_ptr<Executor> CudaExecutor::tuned(const PassShape &shape, const std::string &path,

@@ -115,8 +115,10 @@ void PassGraph::add_nodes() {
     }
 }
 
-void PassGraph::fill(const Node &node, const ImageArguments &image, const ResultArguments &result,
+void PassGraph::fill(Node &node, const ImageArguments &image, const ResultArguments &result,
                      Parameters &parameters) const {
+    if (node.planned.step->role == Step::Role::writes_result)
+        node.sizes.written = result.written;
     const Candidate &candidate = candidate_of(node, image, result);
     const Kernel &kernel = *candidate.kernel;
     size_t count = 0;
@@ -181,7 +183,7 @@ void PassGraph::set(const ImageArguments &image, const ResultArguments &result) 
 
 void PassGraph::update(Step::Role role, const ImageArguments &image, const ResultArguments &result) {
     Parameters parameters;
-    for (const Node &node : nodes_) {
+    for (Node &node : nodes_) {
         if (node.planned.step->role != role)
             continue;
         fill(node, image, result, parameters);

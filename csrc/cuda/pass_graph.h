@@ -23,9 +23,10 @@ struct ResultArguments {
     ResultType type = ResultType::mask;
     CUdeviceptr data = 0;
     std::array<int64_t, 2> strides{}; // image, row
+    std::array<int64_t, 2> written{}; // rows and columns, from the first
     float logit_threshold = 0.0F;
     bool operator==(const ResultArguments &other) const {
-        return type == other.type && data == other.data && strides == other.strides &&
+        return type == other.type && data == other.data && strides == other.strides && written == other.written &&
                logit_threshold == other.logit_threshold;
     }
 };
@@ -67,8 +68,7 @@ class PassGraph {
     };
 
     static const Candidate &candidate_of(const Node &node, const ImageArguments &image, const ResultArguments &result);
-    void fill(const Node &node, const ImageArguments &image, const ResultArguments &result,
-              Parameters &parameters) const;
+    void fill(Node &node, const ImageArguments &image, const ResultArguments &result, Parameters &parameters) const;
     uint64_t value(const KernelArgument &argument, const Node &node, const ImageArguments &image,
                    const ResultArguments &result) const;
     bool all_programmatic() const;

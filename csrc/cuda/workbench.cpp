@@ -73,7 +73,7 @@ void Workbench::set_result(ResultType type) {
     const Plan &plan = program_.plan();
     const int64_t height = shape_.height - 2 * int64_t{plan.margin}, width = shape_.width - 2 * int64_t{plan.margin};
     const int64_t row = width * (type == ResultType::mask ? 1 : plan.output_channels);
-    result_ = {type, memory_.result, {height * row, row}, 0.0F};
+    result_ = {type, memory_.result, {height * row, row}, {height, width}, 0.0F};
 }
 
 std::vector<std::pair<CUdeviceptr, size_t>> Workbench::places(const Op &op) const {

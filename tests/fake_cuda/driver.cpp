@@ -223,6 +223,7 @@ EXPORT const char *fake_cuda_report() {
                 {"kernels_run", s.kernels_run},
                 {"programmatic_edges", s.programmatic_edges},
                 {"peak_bytes", s.peak_bytes},
+                {"bus_bytes", s.bus_bytes},
                 {"streams_busy_at_once", s.streams_busy_at_once},
                 {"candidates_run", s.candidates_run},
                 {"live", live},
@@ -486,6 +487,7 @@ EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void *source, siz
         const int device = current_device();
         if (queue == nullptr || s.at(target, bytes, device) == nullptr)
             return invalid_value;
+        s.bus_bytes += bytes;
         if (s.is_pinned(source, bytes)) { // read when its turn comes
             queue->queue.push_back([&s, target, source, bytes, device] {
                 if (std::byte *const to = s.at(target, bytes, device); to != nullptr)
@@ -508,6 +510,7 @@ EXPORT CUresult cuMemcpyDtoHAsync_v2(void *target, CUdeviceptr source, size_t by
         const int device = current_device();
         if (queue == nullptr || s.at(source, bytes, device) == nullptr)
             return invalid_value;
+        s.bus_bytes += bytes;
         queue->queue.push_back([&s, target, source, bytes, device] {
             if (const std::byte *const from = s.at(source, bytes, device); from != nullptr)
                 std::memcpy(target, from, bytes);
@@ -522,10 +525,13 @@ EXPORT CUresult cuMemcpy(CUdeviceptr target, CUdeviceptr source, size_t bytes) {
     return call("cuMemcpy", Needs::context, false, [&](State &s) {
         s.drain_all();
         // Like the driver's, by address: what lies in the range of device memory is device memory.
-        const auto place = [&](CUdeviceptr address) {
-            return address >= first_device_address && address < s.next_address ? s.at(address, bytes, current_device())
-                                                                               : reinterpret_cast<std::byte *>(address);
+        const auto on_device = [&](CUdeviceptr address) {
+            return address >= first_device_address && address < s.next_address;
         };
+        const auto place = [&](CUdeviceptr address) {
+            return on_device(address) ? s.at(address, bytes, current_device()) : reinterpret_cast<std::byte *>(address);
+        };
+        s.bus_bytes += on_device(target) != on_device(source) ? bytes : 0;
         std::byte *const to = place(target);
         const std::byte *const from = place(source);
         if (to == nullptr || from == nullptr)
@@ -548,6 +554,28 @@ EXPORT CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr target, CUdeviceptr source, siz
                 std::memcpy(to, from, bytes);
             s.microseconds += static_cast<double>(bytes) / copied_bytes_per_microsecond;
         });
+        return 0;
+    });
+}
+
+EXPORT CUresult cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D *copy) {
+    return call("cuMemcpy2DUnaligned", Needs::context, false, [&](State &s) {
+        s.drain_all();
+        const bool on_device =
+            copy->srcMemoryType == CU_MEMORYTYPE_DEVICE && copy->dstMemoryType == CU_MEMORYTYPE_DEVICE;
+        const bool rows_apart = copy->srcPitch >= copy->WidthInBytes && copy->dstPitch >= copy->WidthInBytes;
+        if (!on_device || !rows_apart || copy->WidthInBytes == 0 || copy->Height == 0) {
+            s.violate("not a rectangle in device memory");
+            return invalid_value;
+        }
+        for (size_t row = 0; row < copy->Height; ++row) {
+            std::byte *const to = s.at(copy->dstDevice + row * copy->dstPitch, copy->WidthInBytes, current_device());
+            const std::byte *const from =
+                s.at(copy->srcDevice + row * copy->srcPitch, copy->WidthInBytes, current_device());
+            if (to == nullptr || from == nullptr)
+                return invalid_value;
+            std::memcpy(to, from, copy->WidthInBytes);
+        }
         return 0;
     });
 }

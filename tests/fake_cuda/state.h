@@ -104,7 +104,7 @@ class State {
     std::map<const void *, std::unique_ptr<Graph>> graphs;
     std::map<const void *, std::unique_ptr<GraphExec>> executables;
     CUdeviceptr next_address = first_device_address;
-    size_t peak_bytes = 0;
+    size_t peak_bytes = 0, bus_bytes = 0; // bus: between host and device memory
     long kernels_run = 0, programmatic_edges = 0;
     std::map<std::string, std::string> candidates_run; // by name of the op, the latest
     long streams_busy_at_once = 0;                     // at most, when a graph was launched

@@ -120,6 +120,21 @@ def test_tensors(gpu_file: Files, dtype: str) -> None:
             assert np.array_equal(out.cpu().numpy(), expected)
 
 
+@pytest.mark.parametrize(("name", "sides"), [("rgb", (256, 320)), ("rgb", (251, 317)), ("valid", (251, 317))])
+def test_exact_tiles_of_tensors(gpu_file: Files, name: str, sides: tuple[int, int]) -> None:
+    """Tiles and mirrored borders on the device give the bits that they give on the host."""
+    engine = Engine(gpu_file(name), device="cuda")
+    assert engine.halo is not None
+    tile = engine.tile + 2 * engine.halo  # legal, as the halo is a multiple
+    pixels = random_image((2, *sides, engine.channels), seed=6)
+    expected = engine.probability(pixels, tiling="exact", tile=tile)
+    whole = on_gpu(pixels)
+    for image in (whole, whole.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)):
+        out = torch.full(expected.shape, float("nan"), device="cuda")
+        engine.probability(image, tiling="exact", tile=tile, out=out)
+        assert np.array_equal(out.cpu().numpy(), expected)
+
+
 def test_order_with_other_work(preset: Engine) -> None:
     """The image is made on a busy stream just before, the result read just after, the tensors freed at once."""
     pixels = random_image((256, 256), seed=3)
@@ -198,6 +213,20 @@ def test_device_memory(gpu_file: Files, name: str, limit: float) -> None:
     engine.segment(image)
     after, _ = torch.cuda.mem_get_info()
     assert 0 < before - after <= limit, f"{(before - after) / 1e6:.0f} MB"
+
+
+def test_tensors_beyond_32_bit_offsets(preset: Engine) -> None:
+    """16 channels of 12288 x 12288 are more than 2^31 elements: what lies there equals what small tiles give."""
+    side = 12288
+    free, _ = torch.cuda.mem_get_info()
+    if free < 40e9:
+        pytest.skip(f"needs 40 GB of free GPU memory, there are {free / 1e9:.0f}")
+    image = on_gpu(random_image((side, side), seed=7))
+    whole = torch.from_dlpack(preset.probability(image, tiling="none"))
+    tiled = torch.from_dlpack(preset.probability(image, tiling="exact"))
+    assert torch.isfinite(whole).all()
+    for rows in (slice(0, 512), slice(side - 512, side)):
+        assert ((whole[rows] - tiled[rows]).norm() / tiled[rows].norm()).item() < 1e-3
 
 
 # --- NVIDIA's checkers ---

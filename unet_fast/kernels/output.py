@@ -4,6 +4,8 @@
     mask         uint8 (N, H, W): for sigmoid 255 where the logit exceeds `threshold`, else 0;
                  for softmax the index of the largest logit, the lowest of equal ones
 
+The result may be smaller than the logits, which then give its first rows and columns.
+
 `write_logit` and `write_logits` are what `head` shares.  One program of `output`: BLOCK pixels of a row of one image.
 Grid: (blocks of a row * H, 1, N).
 """
@@ -50,7 +52,7 @@ def write_logits(result, logits, keep, K: tl.constexpr, OUTPUT: tl.constexpr, MA
 
 @triton.jit
 def output(
-    x, result, threshold, H, W, stride_image, stride_row,
+    x, result, threshold, H, W, H0, W0, stride_image, stride_row,
     K: tl.constexpr, OUTPUT: tl.constexpr, MASK: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -59,7 +61,7 @@ def output(
     n_image = tl.program_id(2)
     column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     keep = column < W
-    source = x + (n_image.to(tl.int64) * H + row) * W * K
+    source = x + (n_image.to(tl.int64) * H0 + row) * W0 * K
     common.wait_for_producer(PDL)
     target = result + n_image * stride_image + row * stride_row + column * (1 if MASK else K)
     if K == 1 and OUTPUT != "softmax":
@@ -80,7 +82,7 @@ def candidates(site: Site, capability: int, count: int) -> list[list[Launch]]:
     launch = Launch(
         name=f"{block}",
         kernel=output,
-        arguments={"x": site.buffer("inputs"), **site.result_arguments(), **size_arguments(0)},
+        arguments={"x": site.buffer("inputs"), **site.result_arguments(), **size_arguments(1)},
         constants={"K": channels, "BLOCK": block, "BLOCK_C": block_c, **site.output()},
         grid=([ceil_div("W", block), "H"], [], ["N"]),
     )
