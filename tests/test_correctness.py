@@ -93,6 +93,22 @@ def test_float32_at_the_smallest_sizes(engine_file: Files, name: str, more_rows:
     assert error(engine.probability(images, tiling="none"), truth_of(name, 4, images)) <= FLOAT32
 
 
+def test_wide_layers_whose_weights_are_transformed_in_each_pass(tmp_path: Path) -> None:
+    """So many channels that csrc/cpu/winograd_choice.cpp keeps their weights as they are, so many tiles that they are
+    worked on in several bands; the last band is a part, and a batch cuts it elsewhere.
+    """
+    spec = UNetSpec(in_channels=1, base_width=192, depth=2, convs_per_stage=1, tile=48)
+    weights = networks.random_weights(spec, 5)
+    freeze((spec, weights), tmp_path / "wide.unet")
+    images = random_image((2, 104, 116, 1), seed=6)
+    truth = pytorch_probability(spec, weights, images[:1])
+    for isa in ISAS[1:]:
+        engine = Engine(tmp_path / "wide.unet", device="cpu", precision="float32", cpu_isa=isa)
+        result = engine.probability(images, tiling="none")
+        assert error(result[:1], truth) <= FLOAT32, isa
+        assert np.array_equal(engine.probability(images[1:], tiling="none"), result[1:]), isa
+
+
 @pytest.mark.parametrize("name", networks.NAMES)
 def test_bf16(engine_file: Files, name: str) -> None:
     """The middle one of three draws of weights.  Where a draw leaves no foreground at all, every probability is some

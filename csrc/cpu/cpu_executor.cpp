@@ -203,8 +203,9 @@ class CpuContext final : public Context {
                 schedules.push_back(
                     schedule(convolution, group_, height, width, program_->pool->threads(), op.kind != OpKind::head));
                 if (schedules.back().whole) {
-                    transformed_size_ = std::max(
-                        transformed_size_, static_cast<size_t>(transformed_bytes(convolution, schedules.back().tiles)));
+                    transformed_size_ =
+                        std::max(transformed_size_,
+                                 static_cast<size_t>(transformed_bytes(convolution, schedules.back().band_tiles())));
                 }
             }
         }
@@ -460,18 +461,21 @@ class CpuContext final : public Context {
 
     // Where in a worker's scratch the parts of a Winograd convolution begin.
     struct WinogradScratch {
-        int64_t products = 0, features = 0, logits = 0, bytes = 0;
+        int64_t late_weights = 0, products = 0, features = 0, logits = 0, bytes = 0;
     };
 
     WinogradScratch winograd_scratch(const PreparedOp &prepared, const std::vector<WinogradSchedule> &schedules) const {
         WinogradScratch result;
-        int64_t products = 0;
+        int64_t late_weights = 0, products = 0;
         for (size_t i = 0; i < schedules.size(); ++i) {
+            const WinogradConvolution &convolution = prepared.winograd[i];
             const int64_t tiles = schedules[i].range;
             if (!schedules[i].whole)
-                result.products = std::max(result.products, transformed_bytes(prepared.winograd[i], tiles));
-            products = std::max(products, product_bytes(prepared.winograd[i], tiles));
+                result.late_weights = std::max(result.late_weights, transformed_bytes(convolution, tiles));
+            late_weights = std::max(late_weights, late_weight_bytes(convolution));
+            products = std::max(products, product_bytes(convolution, tiles));
         }
+        result.products = result.late_weights + late_weights;
         result.features = result.logits = result.bytes = result.products + products;
         if (prepared.op->kind == OpKind::head) {
             constexpr int64_t element = sizeof(float);
@@ -482,66 +486,76 @@ class CpuContext final : public Context {
         return result;
     }
 
-    // Each convolution of the op in turn; what comes behind it is done for tiles that the caches still hold.
+    // Each convolution of the op in turn, band by band.
     void winograd(const PreparedOp &prepared, const Pass &pass) {
+        const std::vector<WinogradSchedule> &schedules = schedules_of(prepared);
+        for (size_t number = 0; number < schedules.size(); ++number) {
+            const WinogradSchedule &schedule = schedules[number];
+            const int64_t tiles = pass.count * schedule.tile_rows * schedule.tile_columns;
+            for (int64_t begin = 0; begin < tiles; begin += schedule.band_tiles())
+                winograd_band(prepared, number, pass, begin, std::min(begin + schedule.band_tiles(), tiles));
+        }
+    }
+
+    // Tiles [band_begin, band_end); what comes behind the convolution is done for those that the caches still hold.
+    void winograd_band(const PreparedOp &prepared, size_t number, const Pass &pass, int64_t band_begin,
+                       int64_t band_end) {
         const Op &op = *prepared.op;
         const KernelTable &kernels = *program_->kernels;
         const std::vector<WinogradSchedule> &schedules = schedules_of(prepared);
         const WinogradScratch parts = winograd_scratch(prepared, schedules);
         const Activations *inputs[2] = {&buffers_[op.inputs[0]], &buffers_[op.inputs.back()]};
-        const bool is_head = op.kind == OpKind::head;
+        const WinogradConvolution &convolution = prepared.winograd[number];
+        const WinogradSchedule &schedule = schedules[number];
+        const bool is_last = number + 1 == schedules.size(), is_head = op.kind == OpKind::head;
+        const int64_t ranges = (band_end - band_begin + schedule.range - 1) / schedule.range;
+        const auto blocks = static_cast<int64_t>(convolution.blocks.size());
+        const Positions shared = transformed_layout(convolution, schedule.band_tiles(), transformed_);
 
-        for (size_t i = 0; i < schedules.size(); ++i) {
-            const WinogradConvolution &convolution = prepared.winograd[i];
-            const WinogradSchedule &schedule = schedules[i];
-            const bool is_last = i + 1 == schedules.size();
-            const int64_t image_tiles = schedule.tile_rows * schedule.tile_columns, tiles = pass.count * image_tiles;
-            const int64_t ranges = (tiles + schedule.range - 1) / schedule.range;
-            const auto blocks = static_cast<int64_t>(convolution.blocks.size());
-            const Positions shared = transformed_layout(convolution, schedule.tiles, transformed_);
-            if (schedule.whole) {
-                program_->pool->run(pass.count * schedule.tile_rows, [&](int64_t task, int) {
-                    const int64_t begin = task * schedule.tile_columns;
-                    for_each_run(schedule, begin, begin + schedule.tile_columns, [&](const TileRun &run) {
-                        transform_windows(convolution, kernels, inputs, run, shared.from_tile(begin));
-                    });
+        if (schedule.whole) {
+            program_->pool->run((band_end - band_begin) / schedule.tile_columns, [&](int64_t task, int) {
+                const int64_t begin = band_begin + task * schedule.tile_columns;
+                for_each_run(schedule, begin, begin + schedule.tile_columns, [&](const TileRun &run) {
+                    transform_windows(convolution, kernels, inputs, run, shared.from_tile(begin - band_begin));
                 });
-            }
-            program_->pool->run(schedule.whole ? ranges * blocks : ranges, [&](int64_t task, int worker) {
-                std::byte *scratch = scratch_of(worker);
-                const int64_t begin = task % ranges * schedule.range, end = std::min(begin + schedule.range, tiles);
-                Positions windows = shared.from_tile(begin);
-                if (!schedule.whole) {
-                    windows = transformed_layout(convolution, schedule.range, scratch);
-                    for_each_run(schedule, begin, end, [&](const TileRun &run) {
-                        transform_windows(convolution, kernels, inputs, run, windows.from_tile(run.first));
-                    });
-                }
-                const Positions products = product_layout(convolution, schedule.range, scratch + parts.products);
-                const int64_t first_block = schedule.whole ? task / ranges : 0;
-                for (int64_t number = first_block; number < (schedule.whole ? first_block + 1 : blocks); ++number) {
-                    const ChannelBlock &block = convolution.blocks[static_cast<size_t>(number)];
-                    for (const WinogradPhase &phase : convolution.phases) {
-                        multiply(convolution, kernels, block, phase, end - begin, windows, products);
-                        for_each_run(schedule, begin, end, [&](const TileRun &run) {
-                            const WinogradTarget target = is_head ? head_target(prepared, run, scratch + parts.features)
-                                                                  : output_target(op, convolution, run);
-                            finish_run(convolution, kernels, block, phase, run, products.from_tile(run.first), target);
-                        });
-                    }
-                    if (is_last && !is_head) {
-                        for_each_run(schedule, begin, end,
-                                     [&](const TileRun &run) { frame_and_pool(op, convolution, block, run); });
-                    }
-                }
-                if (is_head) {
-                    for_each_run(schedule, begin, end, [&](const TileRun &run) {
-                        finish_head(prepared, pass, run, head_target(prepared, run, scratch + parts.features),
-                                    scratch + parts.logits);
-                    });
-                }
             });
         }
+        program_->pool->run(schedule.whole ? ranges * blocks : ranges, [&](int64_t task, int worker) {
+            std::byte *scratch = scratch_of(worker);
+            const int64_t begin = band_begin + task % ranges * schedule.range;
+            const int64_t end = std::min(begin + schedule.range, band_end);
+            Positions windows = shared.from_tile(begin - band_begin);
+            if (!schedule.whole) {
+                windows = transformed_layout(convolution, schedule.range, scratch);
+                for_each_run(schedule, begin, end, [&](const TileRun &run) {
+                    transform_windows(convolution, kernels, inputs, run, windows.from_tile(run.first));
+                });
+            }
+            const Positions products = product_layout(convolution, schedule.range, scratch + parts.products);
+            const int64_t first_block = schedule.whole ? task / ranges : 0;
+            for (int64_t index = first_block; index < (schedule.whole ? first_block + 1 : blocks); ++index) {
+                const ChannelBlock &block = convolution.blocks[static_cast<size_t>(index)];
+                for (const WinogradPhase &phase : convolution.phases) {
+                    multiply(convolution, kernels, block, phase, end - begin, windows, products,
+                             scratch + parts.late_weights);
+                    for_each_run(schedule, begin, end, [&](const TileRun &run) {
+                        const WinogradTarget target = is_head ? head_target(prepared, run, scratch + parts.features)
+                                                              : output_target(op, convolution, run);
+                        finish_run(convolution, kernels, block, phase, run, products.from_tile(run.first), target);
+                    });
+                }
+                if (is_last && !is_head) {
+                    for_each_run(schedule, begin, end,
+                                 [&](const TileRun &run) { frame_and_pool(op, convolution, block, run); });
+                }
+            }
+            if (is_head) {
+                for_each_run(schedule, begin, end, [&](const TileRun &run) {
+                    finish_head(prepared, pass, run, head_target(prepared, run, scratch + parts.features),
+                                scratch + parts.logits);
+                });
+            }
+        });
     }
 
     WinogradTarget output_target(const Op &op, const WinogradConvolution &convolution, const TileRun &run) const {

@@ -71,10 +71,12 @@ struct WinogradProduct {
     const void *input;                    // [position][tile][unit] of 32 bits
     int64_t position_stride, tile_stride; // bytes
     const void *weights;                  // [number of the position in `positions`][unit][vectors][lanes] of 32 bits
+    int64_t weight_position_stride;       // bytes
     const unsigned char *positions;       // those where weights are not all zero
     int position_count;
     int64_t tiles, units;
     int vectors;
+    bool adds;                                          // to what the output holds
     float *output;                                      // [position][tile][vectors][lanes]
     int64_t output_position_stride, output_tile_stride; // bytes
 };
@@ -101,11 +103,16 @@ struct WinogradOutput {
     int64_t rows, columns;            // of pixels from there on that exist; the last column is that of the image
 };
 
-// The 3 x 3 weights of one input channel for a vector of output channels -> positions.
+// Weights as they are in the convolution -> positions.  Where a row and a column of positions are skipped, the kernel
+// is 2 x 2 and stands in that corner of one of 3 x 3 which makes them zero.
 struct WinogradWeights {
     int tile;
-    const float *weights; // [3][3][lanes]
-    float *output;        // [position][lanes]
+    int skipped_row, skipped_column; // 0, m + 1 or both -1 for none
+    const float *weights;            // [unit][3 x 3 or 2 x 2][vectors][lanes]
+    int64_t units;
+    int vectors;
+    float *output;           // [number of the position among those that are not skipped][unit][vectors][lanes]
+    int64_t position_stride; // bytes
 };
 
 struct WinogradKernels {

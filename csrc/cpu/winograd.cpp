@@ -5,7 +5,13 @@
 namespace uf {
 namespace {
 
-constexpr int kernel_side = 3;
+constexpr int kernel_side = 3, most_lanes = 16;
+
+// Units of which weights are transformed together: the second cache holds their positions (288 KB with AVX-512) beside
+// products, and sums are stored and loaded again once for so many multiply-adds.
+constexpr int64_t late_units = 64;
+
+int64_t taps_of(const WinogradPhase &phase) { return phase.skipped_row < 0 ? 9 : 4; }
 
 // Weights in the file of one source and phase: for output o, kernel position (ky, kx) and input channel c,
 // first[o * output_stride + ky * row_stride + kx * column_stride + c].  A kernel of 2x2 stands `row` and `column`
@@ -21,6 +27,7 @@ class Builder {
     Builder(const WinogradForm &form, const KernelTable &kernels, int64_t channels) : kernels_(kernels) {
         result_.tile = form.tile;
         result_.bf16_products = form.bf16_products;
+        result_.transforms_late = form.transforms_late;
         result_.lanes = kernels.lanes;
         result_.channels = static_cast<int>(channels);
         result_.padded_channels = round_up(result_.channels, kernels.lanes);
@@ -57,7 +64,8 @@ class Builder {
     WinogradConvolution pack(ThreadPool &pool) {
         for (WinogradPhase &phase : result_.phases) {
             phase.first_weight = result_.block_weights;
-            result_.block_weights += static_cast<int64_t>(phase.positions.size()) * result_.units;
+            const auto positions = static_cast<int64_t>(phase.positions.size());
+            result_.block_weights += result_.units * (result_.transforms_late ? taps_of(phase) : positions);
         }
         result_.weights = AlignedMemory(static_cast<size_t>(result_.block_weights * result_.padded_channels) * 4);
         const auto vectors = static_cast<int64_t>(result_.padded_channels / result_.lanes);
@@ -76,9 +84,10 @@ class Builder {
             return vector >= block.first_vector && vector < block.first_vector + block.vectors;
         };
         const ChannelBlock &block = *std::find_if(result_.blocks.begin(), result_.blocks.end(), is_ours);
-        const int64_t unit_bytes = static_cast<int64_t>(block.vectors) * result_.lanes * 4;
-        std::byte *to = result_.weights.data() + 4 * result_.block_weights * block.first_vector * result_.lanes +
-                        phase.first_weight * unit_bytes + (vector - block.first_vector) * result_.lanes * 4;
+        const int64_t vector_bytes = static_cast<int64_t>(result_.lanes) * 4,
+                      block_bytes = block.vectors * vector_bytes;
+        std::byte *to = result_.weights.data() + result_.block_weights * block.first_vector * vector_bytes +
+                        phase.first_weight * block_bytes + (vector - block.first_vector) * vector_bytes;
         const int unit_channels = result_.bf16_products ? 2 : 1;
         for (size_t s = 0; s < result_.sources.size(); ++s) {
             const WinogradSource &source = result_.sources[s];
@@ -86,35 +95,48 @@ class Builder {
                 std::min<int64_t>(source.first_channel + source.channels, result_.units * unit_channels);
             for (int64_t channel = source.first_channel; channel < end; ++channel) {
                 const int64_t unit = channel / unit_channels;
-                pack_channel(filters_[static_cast<size_t>(number)][s], static_cast<int>(channel - source.first_channel),
-                             vector * result_.lanes, phase, to + unit * unit_bytes,
-                             static_cast<int>(channel % unit_channels), result_.units * unit_bytes);
+                const Filter &filter = filters_[static_cast<size_t>(number)][s];
+                alignas(64) float taps[kernel_side * kernel_side * most_lanes];
+                gather(filter, static_cast<int>(channel - source.first_channel), vector * result_.lanes, taps);
+                if (result_.transforms_late) {
+                    const int64_t tap_count = taps_of(phase);
+                    for (int64_t tap = 0; tap < tap_count; ++tap) {
+                        std::memcpy(to + (unit * tap_count + tap) * block_bytes, taps + tap * result_.lanes,
+                                    static_cast<size_t>(vector_bytes));
+                    }
+                } else {
+                    pack_positions(taps, phase, to + unit * block_bytes, static_cast<int>(channel % unit_channels),
+                                   result_.units * block_bytes);
+                }
             }
         }
     }
 
-    // One input channel; `part` of its unit.  Channels and outputs beyond the last are zero.
-    void pack_channel(const Filter &filter, int channel, int64_t first_output, const WinogradPhase &phase,
-                      std::byte *to, int part, int64_t position_stride) const {
-        constexpr int most_lanes = 16, most_positions = 36;
-        alignas(64) float weights[kernel_side * kernel_side * most_lanes] = {};
-        alignas(64) float positions[most_positions * most_lanes];
+    // [tap][lanes] of one input channel; channels and outputs beyond the last are zero.
+    void gather(const Filter &filter, int channel, int64_t first_output, float *taps) const {
         const int lanes = result_.lanes;
-        const int64_t outputs = std::min<int64_t>(lanes, result_.channels - first_output);
-        if (channel < filter.channels) {
-            for (int y = 0; y < filter.side; ++y) {
-                for (int x = 0; x < filter.side; ++x) {
-                    const float *from = filter.first + first_output * filter.output_stride + y * filter.row_stride +
-                                        x * filter.column_stride + channel;
-                    float *tap = weights + ((y + filter.row) * kernel_side + x + filter.column) * lanes;
-                    for (int64_t output = 0; output < outputs; ++output)
-                        tap[output] = from[output * filter.output_stride];
-                }
+        const bool exists = channel < filter.channels;
+        const int64_t outputs = exists ? std::min<int64_t>(lanes, result_.channels - first_output) : 0;
+        for (int y = 0; y < filter.side; ++y) {
+            for (int x = 0; x < filter.side; ++x, taps += lanes) {
+                const float *from = filter.first + first_output * filter.output_stride + y * filter.row_stride +
+                                    x * filter.column_stride + channel;
+                for (int64_t output = 0; output < lanes; ++output)
+                    taps[output] = output < outputs ? from[output * filter.output_stride] : 0.0F;
             }
         }
-        kernels_.winograd->weights({result_.tile, weights, positions});
-        for (const unsigned char position : phase.positions) {
-            const float *from = positions + position * lanes;
+    }
+
+    // `part` of a unit of bf16.
+    void pack_positions(const float *taps, const WinogradPhase &phase, std::byte *to, int part,
+                        int64_t position_stride) const {
+        constexpr int most_positions = 36;
+        alignas(64) float positions[most_positions * most_lanes];
+        const int lanes = result_.lanes;
+        kernels_.winograd->weights({result_.tile, phase.skipped_row, phase.skipped_column, taps, 1, 1, positions,
+                                    lanes * static_cast<int64_t>(sizeof(float))});
+        for (size_t i = 0; i < phase.positions.size(); ++i) {
+            const float *from = positions + static_cast<int64_t>(i) * lanes;
             if (result_.bf16_products) {
                 auto *pairs = reinterpret_cast<Bf16 *>(to) + part;
                 for (int lane = 0; lane < lanes; ++lane)
@@ -167,10 +189,23 @@ WinogradConvolution prepare_up(const Op &op, int channels, const WinogradForm &f
     return builder.pack(pool);
 }
 
+int widest_block(const WinogradConvolution &convolution) {
+    int vectors = 0;
+    for (const ChannelBlock &block : convolution.blocks)
+        vectors = std::max(vectors, block.vectors);
+    return vectors;
+}
+
 // Lines of cache; an odd number of them from position to position keeps those of a tile in different sets.
 int64_t odd_lines(int64_t bytes) {
     constexpr int64_t line = 64;
     return ((bytes + line - 1) / line | 1) * line;
+}
+
+// Bytes of late weights from position to position.
+int64_t late_position_stride(const WinogradConvolution &convolution) {
+    const int64_t units = std::min(late_units, convolution.units);
+    return odd_lines(units * widest_block(convolution) * convolution.lanes * static_cast<int64_t>(sizeof(float)));
 }
 
 } // namespace
@@ -229,10 +264,7 @@ Positions transformed_layout(const WinogradConvolution &convolution, int64_t til
 }
 
 Positions product_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data) {
-    int vectors = 0;
-    for (const ChannelBlock &block : convolution.blocks)
-        vectors = std::max(vectors, block.vectors);
-    const auto tile_stride = static_cast<int64_t>(sizeof(float)) * vectors * convolution.lanes;
+    const auto tile_stride = static_cast<int64_t>(sizeof(float)) * widest_block(convolution) * convolution.lanes;
     return {data, odd_lines(tiles * tile_stride), tile_stride};
 }
 
@@ -242,6 +274,10 @@ int64_t transformed_bytes(const WinogradConvolution &convolution, int64_t tiles)
 
 int64_t product_bytes(const WinogradConvolution &convolution, int64_t tiles) {
     return product_layout(convolution, tiles, nullptr).position_stride * convolution.positions();
+}
+
+int64_t late_weight_bytes(const WinogradConvolution &convolution) {
+    return convolution.transforms_late ? late_position_stride(convolution) * convolution.positions() : 0;
 }
 
 WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images, int64_t height, int64_t width,
@@ -255,23 +291,30 @@ WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images
     constexpr int64_t own_bytes = 640 << 10, product_limit = 288 << 10, shared_bytes = 8 << 20;
     const int64_t per_tile = transformed_bytes(convolution, 64) / 64,
                   product_per_tile = product_bytes(convolution, 64) / 64;
+    result.band_rows = images * result.tile_rows;
+    if (convolution.transforms_late) {
+        const int64_t fitting = shared_bytes / (per_tile * result.tile_columns);
+        result.band_rows = std::clamp<int64_t>(fitting, 1, result.band_rows);
+    }
     const int64_t weights = convolution.block_weights * convolution.padded_channels * 4;
     const auto blocks = static_cast<int64_t>(convolution.blocks.size());
     constexpr int64_t fewest = 8, most = 56;
     const int64_t own = std::clamp(own_bytes / (per_tile + product_per_tile), fewest, most);
     const int64_t shared = std::clamp(product_limit / product_per_tile, fewest, 2 * most);
-    const auto ranges_of = [&](int64_t tiles) { return (result.tiles + tiles - 1) / tiles; };
+    const int64_t tiles = result.band_tiles();
+    const auto ranges_of = [&](int64_t each) { return (tiles + each - 1) / each; };
 
     // What either way reads from beyond the second cache.
     const int64_t own_traffic = ranges_of(own) * weights;
-    const int64_t shared_traffic = ranges_of(shared) * weights + (blocks + 1) * result.tiles * per_tile;
+    const int64_t shared_traffic = ranges_of(shared) * weights + (blocks + 1) * tiles * per_tile;
     const bool too_few = ranges_of(own) < 3 * threads;
-    result.whole = may_share && result.tiles * per_tile <= shared_bytes && (too_few || shared_traffic < own_traffic);
+    const bool share = may_share && tiles * per_tile <= shared_bytes && (too_few || shared_traffic < own_traffic);
+    result.whole = convolution.transforms_late || share;
     // So many tasks that no thread waits long for the last one, but no ranges of a few tiles.
     const int64_t wanted = 3 * threads, per_range = result.whole ? blocks : 1;
     const int64_t least_ranges = ranges_of(result.whole ? shared : own);
     const int64_t ranges =
-        std::clamp((wanted + per_range - 1) / per_range, least_ranges, std::max(least_ranges, result.tiles / fewest));
+        std::clamp((wanted + per_range - 1) / per_range, least_ranges, std::max(least_ranges, tiles / fewest));
     result.range = ranges_of(ranges);
     return result;
 }
@@ -300,22 +343,42 @@ void transform_windows(const WinogradConvolution &convolution, const KernelTable
 }
 
 void multiply(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-              const WinogradPhase &phase, int64_t tiles, const Positions &from, const Positions &to) {
+              const WinogradPhase &phase, int64_t tiles, const Positions &from, const Positions &to,
+              std::byte *late_weights) {
+    const int64_t vector_bytes = int64_t{4} * convolution.lanes;
+    const std::byte *weights =
+        convolution.weights.data() +
+        vector_bytes * (convolution.block_weights * block.first_vector + phase.first_weight * block.vectors);
     WinogradProduct product;
     product.input = from.data;
     product.position_stride = from.position_stride;
     product.tile_stride = from.tile_stride;
-    product.weights =
-        convolution.weights.data() +
-        4 * convolution.lanes * (convolution.block_weights * block.first_vector + phase.first_weight * block.vectors);
+    product.weights = weights;
+    product.weight_position_stride = convolution.units * block.vectors * vector_bytes;
     product.positions = phase.positions.data();
     product.position_count = static_cast<int>(phase.positions.size());
     product.tiles = tiles;
     product.units = convolution.units;
     product.vectors = block.vectors;
+    product.adds = false;
     product.output = reinterpret_cast<float *>(to.data);
     product.output_position_stride = to.position_stride;
     product.output_tile_stride = to.tile_stride;
+    if (convolution.transforms_late) {
+        product.weights = late_weights;
+        product.weight_position_stride = late_position_stride(convolution);
+        for (int64_t unit = 0; unit < convolution.units; unit += late_units) {
+            const std::byte *taps = weights + unit * taps_of(phase) * block.vectors * vector_bytes;
+            product.units = std::min(late_units, convolution.units - unit);
+            kernels.winograd->weights({convolution.tile, phase.skipped_row, phase.skipped_column,
+                                       reinterpret_cast<const float *>(taps), product.units, block.vectors,
+                                       reinterpret_cast<float *>(late_weights), product.weight_position_stride});
+            product.input = from.data + unit * static_cast<int64_t>(sizeof(float));
+            kernels.winograd->product_float32(product);
+            product.adds = true;
+        }
+        return;
+    }
     (convolution.bf16_products ? kernels.winograd->product_bf16 : kernels.winograd->product_float32)(product);
 }
 

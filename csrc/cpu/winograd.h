@@ -30,12 +30,13 @@ struct WinogradPhase {
     int row = 0, column = 0;
     int skipped_row = -1, skipped_column = -1; // of positions, whose weights are zero
     std::vector<unsigned char> positions;      // the others
-    int64_t first_weight = 0;                  // of a channel block, in vectors of one output vector
+    int64_t first_weight = 0;                  // of a channel block, in units of 32 bits of one output channel
 };
 
 struct WinogradConvolution {
-    int tile = 0;               // m
-    bool bf16_products = false; // else float32
+    int tile = 0;                 // m
+    bool bf16_products = false;   // else float32
+    bool transforms_late = false; // the weights, whenever they are used
     int lanes = 0;
     int channels = 0, padded_channels = 0; // of the output
     int stride = 1;
@@ -43,9 +44,11 @@ struct WinogradConvolution {
     std::vector<WinogradPhase> phases;
     std::vector<ChannelBlock> blocks;
     int64_t units = 0;         // per tile and position
-    int64_t block_weights = 0; // units of all positions of all phases
+    int64_t block_weights = 0; // units of all positions (or taps) of all phases
     bool adds = false;         // to what the output holds
-    AlignedMemory weights;     // [block][phase][position][unit][vectors][lanes] of 32 bits
+    // [block][phase][position][unit][vectors][lanes] of 32 bits; if they are transformed late, [block][phase][unit]
+    // [tap][vectors][lanes].
+    AlignedMemory weights;
     Epilogue epilogue;
 
     int positions() const { return (tile + 2) * (tile + 2); }
@@ -57,6 +60,10 @@ struct WinogradConvolution {
 struct WinogradForm {
     int tile = 0; // m: 2 or 4
     bool bf16_products = false;
+    // Weights at positions take up to four times the memory of the taps.  Where a layer has many channels and few
+    // tiles, bringing them from memory takes longer than making them from the taps in the second cache: so it is done
+    // for each pass.  Only with float32 products, and not in a head.
+    bool transforms_late = false;
 };
 
 // Whether `op` is a 3x3 convolution that winograd.h can compute; an up_conv is two, of which the second adds to what
@@ -72,9 +79,12 @@ std::vector<WinogradConvolution> prepare_winograd(const Op &op, const std::vecto
 struct WinogradSchedule {
     int64_t tile_rows = 0, tile_columns = 0; // of an image
     int64_t tiles = 0;                       // of all images
-    int64_t range = 1;                       // tiles of a task
-    bool whole = false; // all windows are transformed first, and a task is a range and a channel block; else a task
-                        // does all for its range
+    int64_t band_rows = 0; // rows of tiles, of all images one after the other, that are worked on together
+    int64_t range = 1;     // tiles of a task
+    bool whole = false;    // all windows of a band are transformed first, and a task is a range and a channel block;
+                           // else a task does all for its range
+
+    int64_t band_tiles() const { return band_rows * tile_columns; }
 };
 
 // `may_share`: that `whole` is possible.
@@ -115,9 +125,13 @@ int64_t product_bytes(const WinogradConvolution &convolution, int64_t tiles);
 void transform_windows(const WinogradConvolution &convolution, const KernelTable &kernels,
                        const Activations *const *inputs, const TileRun &run, const Positions &to);
 
+// Memory in which `multiply` transforms weights late: so many bytes, 0 if it does not.
+int64_t late_weight_bytes(const WinogradConvolution &convolution);
+
 // One channel block of the products of one phase.
 void multiply(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-              const WinogradPhase &phase, int64_t tiles, const Positions &from, const Positions &to);
+              const WinogradPhase &phase, int64_t tiles, const Positions &from, const Positions &to,
+              std::byte *late_weights);
 
 // Where a run's results go.
 struct WinogradTarget {

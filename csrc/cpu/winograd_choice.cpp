@@ -32,6 +32,10 @@ struct Cycles {
     // Per tile and vector of channels, both transforms together.
     static double input_transform(int tile) { return tile == 2 ? 45.0 : 125.0; }
     static double output_transform(int tile) { return tile == 2 ? 40.0 : 110.0; }
+    // Per unit and vector of channels whose weights are transformed late, by position.
+    static double late_transform(int positions) { return 12.0 * positions; }
+    // Tiles for which that is done once: see `schedule`.
+    static constexpr double late_range = 64.0;
 };
 
 struct Shape {
@@ -55,10 +59,15 @@ void add_winograd(Option &option, const WinogradForm &form, const Shape &shape, 
     const int side = shape.phases == 1 ? form.tile + 2 : form.tile + 1;
     const auto along = [&](double pixels) { return std::ceil(pixels / form.tile); };
     const double tiles = along(shape.rows) * along(shape.columns);
-    const double weights = side * side * shape.phases * shape.inputs * shape.outputs;
-    const double bytes = weights * (form.bf16_products ? 2.0 : 4.0);
+    const double pairs = shape.phases * shape.inputs * shape.outputs, weights = side * side * pairs;
+    const double stored = form.transforms_late ? (shape.phases == 1 ? 9.0 : 4.0) * pairs : weights;
+    const double bytes = stored * (form.bf16_products ? 2.0 : 4.0);
     option.forms.push_back(form);
     option.cycles += cycles.products(weights * tiles, form.bf16_products) + cycles.weights(bytes);
+    if (form.transforms_late) {
+        option.cycles +=
+            std::ceil(tiles / Cycles::late_range) * pairs / cycles.lanes * Cycles::late_transform(side * side);
+    }
     option.cycles += tiles * shape.inputs / cycles.lanes * Cycles::input_transform(form.tile);
     option.cycles += tiles * shape.phases * shape.outputs / cycles.lanes * Cycles::output_transform(form.tile);
     option.bytes += bytes;
@@ -91,9 +100,11 @@ std::vector<Option> options_of(const Op &op, const Plan &plan, const KernelTable
     std::vector<WinogradForm> forms = {{2, false}, {4, false}};
     if (bf16)
         forms = {{2, true}, {4, false}};
+    if (op.kind != OpKind::head)
+        forms.push_back({4, false, true});
     for (const WinogradForm &first : forms) {
         for (const WinogradForm &second : forms) {
-            if (shapes.empty() || (shapes.size() == 1 && second.tile != first.tile))
+            if (shapes.empty() || (shapes.size() == 1 && &second != &first))
                 continue;
             if (too_coarse(first, shapes.front()) || too_coarse(second, shapes.back()))
                 continue;
@@ -117,7 +128,7 @@ std::vector<std::vector<WinogradForm>> choose_winograd(const Plan &plan, const K
         bytes += options.back()[0].bytes;
     }
     // Memory goes where it saves most time per byte.
-    const double most_bytes = 12e6 + 1.75 * bytes;
+    const double most_bytes = 12e6 + 1.25 * bytes;
     std::vector<size_t> chosen(options.size(), 0);
     while (true) {
         size_t best_op = 0, best_option = 0;

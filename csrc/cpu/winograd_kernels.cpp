@@ -130,9 +130,17 @@ void transform_input(const WinogradInput &row) {
 
 // P tiles x Q vectors at one position, in registers.
 template <class Number, int P, int Q>
-void multiply_block(const char *input, int64_t stride, const Vector *weights, int64_t units, char *output,
+void multiply_block(const char *input, int64_t stride, const Vector *weights, int64_t units, bool adds, char *output,
                     int64_t output_stride) {
     Vector sum[P][Q] = {};
+    if (adds) {
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q)
+                sum[p][q] = Float32::load(output + p * output_stride + q * sizeof(Vector));
+        }
+    }
     // As in conv_block: base + {0, 1, 2, 3} * stride fits the addressing modes.
     const char *base[(P + 3) / 4];
 #pragma GCC unroll 8
@@ -160,11 +168,11 @@ void multiply_block(const char *input, int64_t stride, const Vector *weights, in
 
 template <class Number, int P, int Q>
 void multiply_block_of(int64_t tiles, const char *input, int64_t stride, const Vector *weights, int64_t units,
-                       char *output, int64_t output_stride) {
+                       bool adds, char *output, int64_t output_stride) {
     if constexpr (P > 0) {
         if (tiles == P)
-            return multiply_block<Number, P, Q>(input, stride, weights, units, output, output_stride);
-        multiply_block_of<Number, P - 1, Q>(tiles, input, stride, weights, units, output, output_stride);
+            return multiply_block<Number, P, Q>(input, stride, weights, units, adds, output, output_stride);
+        multiply_block_of<Number, P - 1, Q>(tiles, input, stride, weights, units, adds, output, output_stride);
     }
 }
 
@@ -175,16 +183,17 @@ template <class Number, int Q> void multiply_of(const WinogradProduct &product) 
             return multiply_of<Number, Q / 2>(product);
         constexpr int most = block_rows(Q);
         const int64_t blocks = (product.tiles + most - 1) / most;
-        const Vector *weights = static_cast<const Vector *>(product.weights);
-        for (int i = 0; i < product.position_count; ++i, weights += product.units * Q) {
+        for (int i = 0; i < product.position_count; ++i) {
             const int64_t position = product.positions[i];
+            const auto *weights = reinterpret_cast<const Vector *>(static_cast<const char *>(product.weights) +
+                                                                   i * product.weight_position_stride);
             const char *input = static_cast<const char *>(product.input) + position * product.position_stride;
             char *output = reinterpret_cast<char *>(product.output) + position * product.output_position_stride;
             for (int64_t block = 0; block < blocks; ++block) {
                 const int64_t first = product.tiles * block / blocks, end = product.tiles * (block + 1) / blocks;
                 multiply_block_of<Number, most, Q>(
                     end - first, input + first * product.tile_stride, product.tile_stride, weights, product.units,
-                    output + first * product.output_tile_stride, product.output_tile_stride);
+                    product.adds, output + first * product.output_tile_stride, product.output_tile_stride);
             }
         }
     }
@@ -263,21 +272,57 @@ void transform_output(const WinogradOutput &row) {
     row.tile == 2 ? finish_of<Float32, 2>(row) : finish_of<Float32, 4>(row);
 }
 
-template <int m> void transform_weights_of(const WinogradWeights &weights) {
-    constexpr int n = m + 2;
-    const Vector *from = reinterpret_cast<const Vector *>(weights.weights);
-    Vector transformed[3][n]; // [column of the kernel][row of positions]
-    for (int x = 0; x < 3; ++x) {
-        const Vector column[3] = {from[x], from[3 + x], from[6 + x]};
-        Filtering<m>::weights(column, transformed[x]);
+// One unit, one vector of channels; `stride` vectors from tap to tap.
+template <int m, int skipped_row, int skipped_column>
+void transform_kernel(const Vector *taps, int64_t stride, char *output, int64_t position_stride) {
+    constexpr int n = m + 2, side = skipped_row < 0 ? 3 : 2;
+    constexpr int row = skipped_row == 0, column = skipped_column == 0; // of the kernel's first tap
+    Vector transformed[3][n] = {};                                      // [column of the kernel][row of positions]
+#pragma GCC unroll 3
+    for (int x = 0; x < side; ++x) {
+        Vector line[3] = {};
+#pragma GCC unroll 3
+        for (int y = 0; y < side; ++y)
+            line[y + row] = taps[(y * side + x) * stride];
+        Filtering<m>::weights(line, transformed[x + column]);
     }
+#pragma GCC unroll 6
     for (int u = 0; u < n; ++u) {
+        if (u == skipped_row)
+            continue;
         const Vector line[3] = {transformed[0][u], transformed[1][u], transformed[2][u]};
         Vector positions[n];
         Filtering<m>::weights(line, positions);
-        for (int v = 0; v < n; ++v)
-            Float32::store(weights.output + (u * n + v) * lane_count, positions[v]);
+#pragma GCC unroll 6
+        for (int v = 0; v < n; ++v) {
+            if (v == skipped_column)
+                continue;
+            Float32::store(output, positions[v]);
+            output += position_stride;
+        }
     }
+}
+
+template <int m, int skipped_row, int skipped_column> void transform_kernels(const WinogradWeights &weights) {
+    constexpr int taps = skipped_row < 0 ? 9 : 4;
+    const auto *from = reinterpret_cast<const Vector *>(weights.weights);
+    char *to = reinterpret_cast<char *>(weights.output);
+    for (int64_t unit = 0; unit < weights.units; ++unit, from += taps * weights.vectors) {
+        for (int vector = 0; vector < weights.vectors; ++vector, to += sizeof(Vector)) {
+            transform_kernel<m, skipped_row, skipped_column>(from + vector, weights.vectors, to,
+                                                             weights.position_stride);
+        }
+    }
+}
+
+template <int m> void transform_weights_of(const WinogradWeights &weights) {
+    constexpr int last = m + 1;
+    if (weights.skipped_row < 0)
+        return transform_kernels<m, -1, -1>(weights);
+    if (weights.skipped_row == 0)
+        return weights.skipped_column == 0 ? transform_kernels<m, 0, 0>(weights)
+                                           : transform_kernels<m, 0, last>(weights);
+    weights.skipped_column == 0 ? transform_kernels<m, last, 0>(weights) : transform_kernels<m, last, last>(weights);
 }
 
 void transform_weights(const WinogradWeights &weights) {

@@ -28,7 +28,7 @@ class Random {
     explicit Random(unsigned seed) : generator_(seed) {}
     int integer(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator_); }
     float normal() { return std::normal_distribution<float>()(generator_); }
-    int channels() { return std::initializer_list<int>{1, 3, 8, 16, 17, 24, 40, 64}.begin()[integer(0, 7)]; }
+    int channels() { return std::initializer_list<int>{1, 3, 8, 16, 17, 24, 40, 64, 150}.begin()[integer(0, 8)]; }
 
   private:
     std::mt19937 generator_;
@@ -191,6 +191,7 @@ Guarded run(const Case &test, const std::vector<WinogradForm> &forms, const Kern
         const WinogradSchedule order = schedule(convolution, test.images, test.height, test.width, 1, true);
         const AlignedMemory window_memory = poisoned(transformed_bytes(convolution, order.tiles));
         const AlignedMemory product_memory = poisoned(product_bytes(convolution, order.tiles));
+        const AlignedMemory late_weights = poisoned(late_weight_bytes(convolution));
         const Positions windows = transformed_layout(convolution, order.tiles, window_memory.data());
         const Positions products = product_layout(convolution, order.tiles, product_memory.data());
         for_each_run(order, 0, order.tiles, [&](const TileRun &run) {
@@ -199,7 +200,7 @@ Guarded run(const Case &test, const std::vector<WinogradForm> &forms, const Kern
         const Activations &to = result.layout;
         for (const ChannelBlock &block : convolution.blocks) {
             for (const WinogradPhase &phase : convolution.phases) {
-                multiply(convolution, kernels, block, phase, order.tiles, windows, products);
+                multiply(convolution, kernels, block, phase, order.tiles, windows, products, late_weights.data());
                 for_each_run(order, 0, order.tiles, [&](const TileRun &run) {
                     const int64_t step = static_cast<int64_t>(convolution.tile) * convolution.stride;
                     const WinogradTarget target{to.pixel(run.image, run.row * step, run.column * step),
@@ -262,8 +263,8 @@ int main(int count, char **arguments) {
             for (const OpKind kind : {OpKind::conv, OpKind::concat_conv, OpKind::up_conv}) {
                 Random random(seed);
                 const Case test = random_case(random, kind, kernels->lanes);
-                for (const WinogradForm &form :
-                     {WinogradForm{2, false}, WinogradForm{4, false}, WinogradForm{2, true}}) {
+                for (const WinogradForm &form : {WinogradForm{2}, WinogradForm{4}, WinogradForm{2, true},
+                                                 WinogradForm{2, false, true}, WinogradForm{4, false, true}}) {
                     if (form.bf16_products && kernels->conv_bf16 == nullptr)
                         continue;
                     const std::vector<WinogradForm> forms(kind == OpKind::up_conv ? 2 : 1, form);
@@ -273,8 +274,10 @@ int main(int count, char **arguments) {
                         largest[form.tile == 4] = std::max(largest[form.tile == 4], error);
                     if (error <= tolerance(form))
                         continue;
-                    std::printf("FAILED: op kind %d, seed %u, %s, tile %d, bf16 products %d: relative error %g\n",
-                                static_cast<int>(kind), seed, kernels->isa, form.tile, form.bf16_products, error);
+                    std::printf("FAILED: op kind %d, seed %u, %s, tile %d, bf16 products %d, late weights %d: relative "
+                                "error %g\n",
+                                static_cast<int>(kind), seed, kernels->isa, form.tile, form.bf16_products,
+                                form.transforms_late, error);
                     return 1;
                 }
             }
