@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,17 @@ class Row:
         """
         usual = {peer.name: peer.seconds for peer in peers}
         ours = _usual_seconds(call)
-        reference = self._session.reference(ours)
-        reference_seconds: list[float] = []
+        reference = self._session.reference(ours / 2)
+        references = guard.Reference([], [], [])
         peer_seconds: dict[str, list[float]] = {peer.name: [] for peer in peers}
 
         def everyone_else() -> None:
+            if references.before:
+                references.after.append(reference())
             for peer in peers:
                 peer_seconds[peer.name].append(timed_turn(peer.run, usual[peer.name]))
-            reference_seconds.append(reference())
+            references.alone.append(machine.native().reference(1))
+            references.before.append(reference())
             if also is not None:
                 also()
             if ours < SETTLE_BELOW_S:
@@ -166,29 +170,35 @@ class Row:
         others = machine.Others()
         rounds = rounds_within(min(seconds, 2.0) if self._session.quick else seconds, round_seconds, least, most)
         self._benchmark.pedantic(call, setup=everyone_else, rounds=rounds)
+        references.after.append(reference())
         if self._benchmark.disabled:
             return
         samples = self._benchmark.stats.stats.data
         self._benchmark.extra_info.update(
             facts,
             row=name,
-            reference_seconds=reference_seconds,
+            reference=asdict(references),
             others_share=others.share(),
             peers={
                 peer.name: {"settings": peer.settings, "error": peer.error, "seconds": peer_seconds[peer.name]}
                 for peer in peers
             },
         )
-        self._judge(name, [mine / theirs for mine, theirs in zip(samples, reference_seconds, strict=True)])
+        self._judge(name, len(samples), guard.ratios(samples, references, self._session.threads))
 
-    def _judge(self, name: str, ratios: list[float]) -> None:
+    def _judge(self, name: str, rounds: int, ratios: list[float]) -> None:
         session = self._session
-        session.ratios[name] = ratios
+        reason, others = "", self._benchmark.extra_info["others_share"]
+        if others > session.busy_above:
+            reason = f"others used {others:.0%} of the processors meanwhile"
+        else:
+            reason = guard.unfit(rounds, ratios)
+        if not reason:
+            session.ratios[name] = ratios
         if session.baseline is None or name not in session.baseline.rows:
             return
-        others = self._benchmark.extra_info["others_share"]
-        if others > session.busy_above:
-            self._benchmark.extra_info["verdict"] = f"not judged: others used {others:.0%} of the processors meanwhile"
+        if reason:
+            self._benchmark.extra_info["verdict"] = f"not judged: {reason}"
             session.notes.append(f"{name} {self._benchmark.extra_info['verdict']}")
             return
         verdict = guard.compare(session.baseline.rows[name], ratios)

@@ -1,10 +1,13 @@
 """The guard: is a row slower than its baseline?
 
-A row keeps, for each round, the seconds of the engine divided by the seconds of the reference workload beside it
-(`machine.Native.reference`), so that a slow hour divides out.  Compared are the trimmed means of these ratios, which
-waver less than their medians:
+A row keeps, for each round, the seconds of the engine divided by the seconds of the reference workload just before and
+after it (`machine.Native.reference`), so that a slow hour divides out.  Virtual processors may share a real one for
+seconds or minutes: then two threads are as slow as one, each program in its own measure, and no system call tells.  So
+the workload also runs on one thread, and rounds in which all threads were not that many times faster are left out
+(`ratios`).  Of the others the lower quartile is compared: what disturbs a call only ever makes it slower, so that it
+wavers least (0.997 to 1.042 over ten processes of one engine, where means were 1.01 to 1.17 and medians 1.02 to 1.08):
 
-    change = mean(now) / mean(baseline), with a bootstrap interval over both
+    change = quartile(now) / quartile(baseline), with a bootstrap interval over both
 
     fails    the whole interval is above 1.10
     slower   the change is above 1.05 and the whole interval above 1: reported, and no failure
@@ -39,6 +42,36 @@ DEFAULT_BASELINE = "main"
 #: A row is not judged if others used more than this part of the processors meanwhile: with threads that wait for their
 #: turn, the engine and the reference workload no longer slow down alike.
 BUSY_ABOVE = 0.05
+#: A round is left out if the reference workload took this many times the share of each thread.
+SHARED_ABOVE = 1.3
+#: A row is not judged if fewer rounds than these are left, or less than that part of them.
+LEAST_ROUNDS, LEAST_PART = 3, 0.25
+#: Nor if its own interval is wider than that.
+WAVERS_ABOVE = 1.1
+
+
+@dataclass
+class Reference:
+    """Seconds of the reference workload by round: with all threads `before` and `after` the row, and `alone` on one."""
+
+    before: list[float]
+    after: list[float]
+    alone: list[float]
+
+
+def ratios(seconds: Sequence[float], reference: Reference, threads: int) -> list[float]:
+    """Seconds of a row over those of the reference workload, of the rounds in which each thread had a processor."""
+    limit = SHARED_ABOVE * float(np.median(reference.alone)) / threads
+    rounds = zip(seconds, reference.before, reference.after, strict=True)
+    return [mine / ((before + after) / 2) for mine, before, after in rounds if max(before, after) <= limit]
+
+
+def unfit(rounds: int, left: Sequence[float]) -> str:
+    """Why a row of so many rounds, with these ratios left, says too little; "" if it says enough."""
+    if len(left) < LEAST_ROUNDS or len(left) < LEAST_PART * rounds:
+        return f"in {rounds - len(left)} of {rounds} rounds its threads had to share a processor"
+    low, high = _interval(lower_quartile(_resampled(left, seed=0)))
+    return f"it wavers by {high / low - 1:.0%}" if high / low > WAVERS_ABOVE else ""
 
 
 @dataclass(frozen=True)
@@ -55,11 +88,10 @@ class Verdict:
 
 def compare(baseline: Sequence[float], now: Sequence[float]) -> Verdict:
     """Judges the ratios of one row, see above."""
-    resampled = trimmed_mean(_resampled(now, seed=1)) / trimmed_mean(_resampled(baseline, seed=2))
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(resampled, [tail, 100 - tail])
-    value = float(trimmed_mean(np.asarray(now)) / trimmed_mean(np.asarray(baseline)))
-    change = Interval(value, float(low), float(high))
+    resampled = lower_quartile(_resampled(now, seed=1)) / lower_quartile(_resampled(baseline, seed=2))
+    low, high = _interval(resampled)
+    value = float(lower_quartile(np.asarray(now)) / lower_quartile(np.asarray(baseline)))
+    change = Interval(value, low, high)
     if low > FAILS_ABOVE:
         return Verdict("fails", change)
     if value > FOUND_ABOVE and low > 1:
@@ -67,10 +99,15 @@ def compare(baseline: Sequence[float], now: Sequence[float]) -> Verdict:
     return Verdict("faster" if value < 1 / FOUND_ABOVE and high < 1 else "same", change)
 
 
-def trimmed_mean(values: NDArray[Any]) -> Any:
-    """Mean over the last axis without the lowest and the highest tenth."""
-    cut = values.shape[-1] // 10
-    return np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
+def lower_quartile(values: NDArray[Any]) -> Any:
+    """Over the last axis."""
+    return np.percentile(values, 25, axis=-1)
+
+
+def _interval(resampled: NDArray[np.float64]) -> tuple[float, float]:
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def _resampled(ratios: Sequence[float], seed: int, resamples: int = 1000) -> NDArray[np.float64]:
@@ -134,6 +171,6 @@ def _histograms(before: Sequence[float], after: Sequence[float], bins: int = 48)
     for name, values in (("baseline", before), ("now", after)):
         counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
         bars = "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // max(counts))] for count in counts)
-        lines.append(f"  {name:8}  |{bars}|  mean {trimmed_mean(np.asarray(values)):.3f}, {len(values)} rounds")
+        lines.append(f"  {name:8}  |{bars}|  quartile {lower_quartile(np.asarray(values)):.3f}, {len(values)} rounds")
     lines.append(f"  {'':8}   {low:<10.3f}{'':{bins - 20}}{edges[-1]:>10.3f}")
     return lines

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from bench import guard, machine
@@ -19,12 +20,10 @@ from unet_fast import Engine
 from unet_fast.bench import timed_turn
 
 PATH = guard.RESULTS / "noise.json"
-#: Reference passes per round, with which both take about as long.
-REPEATS = 2
 
 
-def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float], float]:
-    """Seconds of the engine and of a pass of the reference, round by round, and the part of the machine that others
+def one_process(engine_file: str, rounds: int) -> tuple[list[float], guard.Reference, float]:
+    """Seconds of the engine and of the reference workload, round by round, and the part of the machine that others
     used.
     """
     engine, native = Engine(engine_file, device="cpu", precision="float32"), machine.native()
@@ -34,11 +33,13 @@ def one_process(engine_file: str, rounds: int) -> tuple[list[float], list[float]
         engine.segment(image, tiling="none")
 
     timed_turn(segment, 0.0)
-    seconds, reference_seconds, others = [], [], machine.Others()
+    seconds, reference, others = [], guard.Reference([], [], []), machine.Others()
     for _ in range(rounds):
-        reference_seconds.append(native.reference(engine.threads, REPEATS))
+        reference.alone.append(native.reference(1))
+        reference.before.append(native.reference(engine.threads))
         seconds.append(timed_turn(segment, 0.0))
-    return seconds, reference_seconds, others.share()
+        reference.after.append(native.reference(engine.threads))
+    return seconds, reference, others.share()
 
 
 def main() -> None:
@@ -49,23 +50,25 @@ def main() -> None:
     parser.add_argument("--engine", help=argparse.SUPPRESS)  # what a child process times
     options = parser.parse_args()
     if options.engine:
-        print(json.dumps(one_process(options.engine, options.rounds)))
+        seconds, reference, others = one_process(options.engine, options.rounds)
+        print(json.dumps([{"seconds": seconds, **asdict(reference)}, others]))
         return
     with tempfile.TemporaryDirectory() as folder:
         engine_file = Networks(Path(folder)).preset("relunet16").engine_file("float32")
         command = [sys.executable, "-m", "bench.record_noise", "--engine", str(engine_file), "--rounds"]
         runs = json.loads(PATH.read_text())["runs"] if options.add else []
+        threads = Engine(engine_file, device="cpu").threads
         for index in range(options.processes):
             output = subprocess.run([*command, str(options.rounds)], check=True, capture_output=True, text=True).stdout
-            *times, others = json.loads(output)
+            times, others = json.loads(output)
             print(f"process {index + 1} of {options.processes}, others used {others:.1%} of the processors", flush=True)
             if others > guard.BUSY_ABOVE:
                 print("not recorded: such a row is not judged either")
                 continue
-            runs.append([[float(f"{value:.4g}") for value in values] for values in times])
+            runs.append({name: [float(f"{value:.4g}") for value in values] for name, values in times.items()})
             about = machine.description()
-            text = json.dumps({"about": about, "runs": runs}, separators=(",", ":"))
-            PATH.write_text(text.replace("]],[[", "]],\n[[") + "\n")
+            text = json.dumps({"about": about, "threads": threads, "runs": runs}, separators=(",", ":"))
+            PATH.write_text(text.replace("},{", "},\n{") + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import guard
+
 #: Rows of more samples than this keep their quantiles only.
 MOST_SAMPLES = 500
 
@@ -35,12 +37,14 @@ class Run:
         return {name.removeprefix(f"{kind}/"): row for name, row in self.rows.items() if name.startswith(f"{kind}/")}
 
     def ratios(self) -> dict[str, list[float]]:
-        """What the guard compares: the seconds of each row over those of the reference workload beside it."""
-        return {
-            name: [mine / theirs for mine, theirs in zip(row["seconds"], row["reference_seconds"], strict=True)]
+        """What the guard compares, of the rows that say enough for that."""
+        threads = self.machine["ceilings"]["threads"]
+        found = {
+            name: guard.ratios(row["seconds"], guard.Reference(**row["reference"]), threads)
             for name, row in self.rows.items()
-            if row["seconds"] and "reference_seconds" in row
+            if row["seconds"] and "reference" in row
         }
+        return {name: left for name, left in found.items() if not guard.unfit(len(self.rows[name]["seconds"]), left)}
 
     def peak(self, device: str, precision: str) -> float | None:
         """Operations per second that the device reached at most in `precision`; None where that was not measured."""

@@ -159,11 +159,13 @@ template <class Struct> void give(void *to, size_t size, Struct value) {
     std::memcpy(to, &value, std::min(size, sizeof value));
 }
 
-uf_engine *open_engine(const std::byte *data, size_t size, const uf_options *options) {
+uf_engine *open_engine(const std::byte *data, size_t size, const std::shared_ptr<const void> &owner,
+                       const uf_options *options) {
     const uf::EngineOptions checked_options = engine_options(options);
     auto engine = std::make_unique<uf_engine>();
     const bool with_gpu_code = checked_options.device.rfind("cpu", 0) != 0 && !checked_options.refuse_embedded_code;
-    engine->content = std::make_shared<uf::Engine>(uf::read_engine_file(data, size, with_gpu_code), checked_options);
+    engine->content =
+        std::make_shared<uf::Engine>(uf::read_engine_file(data, size, with_gpu_code, owner), checked_options);
     return engine.release();
 }
 
@@ -209,9 +211,9 @@ uf_status uf_engine_open(const char *path, const uf_options *options, uf_engine 
         require(engine, "engine");
         *engine = nullptr;
         require(path, "path");
-        const uf::FileBytes file = uf::read_file(path);
+        auto file = std::make_shared<const uf::FileBytes>(uf::read_file(path));
         try {
-            *engine = open_engine(file.data.get(), file.size, options);
+            *engine = open_engine(file->data(), file->size, file, options);
         } catch (const uf::Error &error) {
             const bool about_file = error.status() == UF_ERR_BAD_FILE || error.status() == UF_ERR_VERSION;
             throw uf::Error(error.status(), about_file ? uf::message(path, ": ", error.what()) : error.what());
@@ -224,7 +226,7 @@ uf_status uf_engine_open_memory(const void *data, size_t size_bytes, const uf_op
         require(engine, "engine");
         *engine = nullptr;
         require(data, "data");
-        *engine = open_engine(static_cast<const std::byte *>(data), size_bytes, options);
+        *engine = open_engine(static_cast<const std::byte *>(data), size_bytes, nullptr, options);
     });
 }
 

@@ -73,27 +73,57 @@ struct Entry {
     uint64_t begin = 0, end = 0; // bytes of the data section
 };
 
-// RFC 1950.  Both sums of a block stay below 2^32: 255 * 4096 * 4097 / 2 < 2^31.
+// RFC 1950.  Blocks are taken as rows, whose columns add up in vectors: the sums of a column stay below 2^16
+// (255 * rows, and 255 * rows * (rows - 1) / 2 for those that count a row as often as rows follow it).
 uint32_t adler32(const std::byte *data, size_t size) {
+    constexpr size_t rows = 16, columns = 64, block = rows * columns;
+    constexpr uint32_t modulus = 65521;
     uint32_t low = 1, high = 0;
-    while (size > 0) {
-        const uint32_t count = static_cast<uint32_t>(std::min<size_t>(size, 4096));
-        uint32_t sum = 0, weighted = 0;
-        for (uint32_t i = 0; i < count; ++i) {
-            sum += static_cast<uint32_t>(data[i]);
-            weighted += (count - i) * static_cast<uint32_t>(data[i]);
+    for (; size >= block; data += block, size -= block) {
+        uint16_t sums[columns] = {}, earlier[columns] = {};
+        for (size_t row = 0; row < rows; ++row) {
+            for (size_t column = 0; column < columns; ++column) {
+                earlier[column] = static_cast<uint16_t>(earlier[column] + sums[column]);
+                sums[column] =
+                    static_cast<uint16_t>(sums[column] + static_cast<uint16_t>(data[row * columns + column]));
+            }
         }
-        high = (high + count * low + weighted) % 65521;
-        low = (low + sum) % 65521;
-        data += count;
-        size -= count;
+        uint32_t sum = 0, weighted = 0;
+        for (size_t column = 0; column < columns; ++column) {
+            sum += sums[column];
+            weighted += columns * earlier[column] + static_cast<uint32_t>(columns - column) * sums[column];
+        }
+        high = (high + block * low + weighted) % modulus;
+        low = (low + sum) % modulus;
+    }
+    for (; size > 0; ++data, --size) {
+        low = (low + static_cast<uint32_t>(*data)) % modulus;
+        high = (high + low) % modulus;
     }
     return high << 16 | low;
 }
 
+// The first value that is infinite or no number, `size` if there is none.  Blocks are checked in vectors.
+size_t first_not_finite(const float *values, size_t size) {
+    constexpr size_t block = 256;
+    size_t begin = 0;
+    for (; begin + block <= size; begin += block) {
+        uint32_t bits[block], found = 0;
+        std::memcpy(bits, values + begin, sizeof bits);
+        for (const uint32_t each : bits)
+            found |= static_cast<uint32_t>((each & 0x7f800000U) == 0x7f800000U);
+        if (found != 0)
+            break;
+    }
+    while (begin < size && std::isfinite(values[begin]))
+        ++begin;
+    return begin;
+}
+
 class Container {
   public:
-    Container(const std::byte *data, size_t size) : file_(data), size_(size) {
+    Container(const std::byte *data, size_t size, std::shared_ptr<const void> owner)
+        : file_(data), size_(size), owner_(std::move(owner)) {
         const uint64_t header_bytes = header_length(data, size);
         const std::string_view header(reinterpret_cast<const char *>(data) + 8, static_cast<size_t>(header_bytes));
         data_ = data + 8 + header_bytes;
@@ -120,7 +150,7 @@ class Container {
 
     bool has(const std::string &name) const { return entries_.count(name) != 0; }
 
-    // A float32 tensor with finite values, or an int8 tensor, copied out.
+    // A float32 tensor with finite values, or an int8 tensor, which is copied out.
     Tensor tensor(const std::string &name, bool int8 = false) const {
         const auto found = entries_.find(name);
         if (found == entries_.end())
@@ -138,13 +168,13 @@ class Container {
                 bad("tensor ", in_quotes(name), " is empty");
             return result;
         }
-        result.values.resize(static_cast<size_t>((entry.end - entry.begin) / sizeof(float)));
-        if (result.empty())
+        const auto size = static_cast<size_t>((entry.end - entry.begin) / sizeof(float));
+        if (size == 0)
             bad("tensor ", in_quotes(name), " is empty");
-        std::memcpy(result.values.data(), data_ + entry.begin, result.values.size() * sizeof(float));
-        for (size_t i = 0; i < result.values.size(); ++i)
-            if (!std::isfinite(result.values[i]))
-                bad("tensor ", in_quotes(name), " holds ", result.values[i], " at element ", i);
+        result.values = floats(data_ + entry.begin, size);
+        const size_t found_at = first_not_finite(result.values.data(), size);
+        if (found_at != size)
+            bad("tensor ", in_quotes(name), " holds ", result.values[found_at], " at element ", found_at);
         return result;
     }
 
@@ -173,6 +203,15 @@ class Container {
     }
 
   private:
+    // Where they lie, if they are kept and aligned there; else copied.
+    Floats floats(const std::byte *from, size_t size) const {
+        if (owner_ != nullptr && reinterpret_cast<uintptr_t>(from) % alignof(float) == 0)
+            return {reinterpret_cast<const float *>(from), size, owner_};
+        std::vector<float> copy(size);
+        std::memcpy(copy.data(), from, size * sizeof(float));
+        return copy;
+    }
+
     static uint64_t header_length(const std::byte *data, size_t size) {
         const std::string_view start(reinterpret_cast<const char *>(data), std::min<size_t>(size, 9));
         if (size == 0)
@@ -255,6 +294,7 @@ class Container {
 
     const std::byte *file_;
     size_t size_;
+    std::shared_ptr<const void> owner_;
     json header_;
     std::map<std::string, Entry> entries_;
     const std::byte *data_ = nullptr; // of the tensors
@@ -449,8 +489,9 @@ class DocumentReader {
 
 } // namespace
 
-std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code) {
-    const Container container(data, size);
+std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code,
+                                       const std::shared_ptr<const void> &owner) {
+    const Container container(data, size, owner);
     const json document = parse_json(container.document(), "the plan");
     auto plan = std::make_shared<Plan>(DocumentReader(container, document).read());
     check_plan(*plan);
@@ -486,9 +527,9 @@ FileBytes read_file(const std::string &path) {
                                        S_ISDIR(status.st_mode) ? "a directory" : "not a regular file"));
     FileBytes bytes;
     bytes.size = static_cast<size_t>(status.st_size);
-    bytes.data.reset(new std::byte[bytes.size]); // not zeroed first
+    bytes.memory = AlignedMemory(bytes.size);
     for (size_t position = 0; position < bytes.size;) {
-        const ssize_t count = read(file.number, bytes.data.get() + position, bytes.size - position);
+        const ssize_t count = read(file.number, bytes.memory.data() + position, bytes.size - position);
         if (count < 0 && errno == EINTR)
             continue;
         if (count < 0)

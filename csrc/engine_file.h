@@ -5,20 +5,24 @@
 #include <memory>
 #include <string>
 
+#include "cpu/aligned_memory.h"
 #include "plan.h"
 
 namespace uf {
 
 struct FileBytes {
-    std::unique_ptr<std::byte[]> data;
+    AlignedMemory memory;
     size_t size = 0;
+    const std::byte *data() const { return memory.data(); }
 };
 
 // The contents of a regular file.  Throws UF_ERR_IO.
 FileBytes read_file(const std::string &path);
 
 // The checked plan of an engine file: whatever the bytes are, it either is safe to run or this throws UF_ERR_BAD_FILE
-// or UF_ERR_VERSION.  Keeps nothing of `data`, which needs no alignment.  GPU code is read only where it is wanted.
-std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code = false);
+// or UF_ERR_VERSION.  `data` needs no alignment.  GPU code is read only where it is wanted.  The plan uses the weights
+// where they lie and keeps `owner`, whose `data` is; without one it copies them.
+std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code = false,
+                                       const std::shared_ptr<const void> &owner = nullptr);
 
 } // namespace uf

@@ -55,10 +55,33 @@ struct Buffer {
     float scale = 0.0F; // above 0: uint8, of which one step is so much; 0: floating point
 };
 
-// A tensor of the file, copied out (so aligned); empty when the op has none of that name.
+// Floats that are its own, or that lie in memory which it keeps alive.  Copies share them.
+class Floats {
+  public:
+    Floats() = default;
+    Floats(std::vector<float> values) : size_(values.size()) {
+        auto owner = std::make_shared<const std::vector<float>>(std::move(values));
+        first_ = std::shared_ptr<const float>(owner, owner->data());
+    }
+    Floats(const float *first, size_t size, const std::shared_ptr<const void> &owner)
+        : first_(owner, first), size_(size) {}
+
+    const float *data() const { return first_.get(); }
+    const float *begin() const { return data(); }
+    const float *end() const { return data() + size_; }
+    size_t size() const { return size_; }
+    bool empty() const { return size_ == 0; }
+    const float &operator[](size_t index) const { return data()[index]; }
+
+  private:
+    std::shared_ptr<const float> first_;
+    size_t size_ = 0;
+};
+
+// A tensor of the file; empty when the op has none of that name.
 struct Tensor {
     std::vector<int64_t> shape;
-    std::vector<float> values;    // of a float32 tensor
+    Floats values;                // of a float32 tensor, aligned as such
     std::vector<int8_t> integers; // of an int8 tensor
     bool empty() const { return values.empty() && integers.empty(); }
 };

@@ -239,6 +239,16 @@ def test_augmentation_moves_image_and_mask_alike(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
+def test_turns_alone_keep_every_pixel(seed: int) -> None:
+    pixels = np.arange(48 * 48, dtype=np.float32).reshape(48, 48, 1)
+    target = pixels[:, :, 0].astype(np.int64)
+    changed, moved = augment(pixels, target, np.random.default_rng(seed), zoom=False, intensity=False)
+    assert np.array_equal(changed[:, :, 0], moved)
+    symmetries = [np.rot90(side, quarters) for side in (target, target[:, ::-1]) for quarters in range(4)]
+    assert sum(np.array_equal(moved, symmetry) for symmetry in symmetries) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_windows_are_parts_and_half_of_them_hold_an_object(seed: int) -> None:
     random = np.random.default_rng(seed)
     height, width, side = random.integers(20, 60, 3)

@@ -22,7 +22,7 @@ import torch
 from train import data, report
 from train.checkpoint import load_network, resume_path, save_network
 from train.data import Sample
-from train.fit import PRECISIONS, Recipe, choose_device, choose_precision, fit
+from train.fit import AUGMENTATIONS, PRECISIONS, Recipe, choose_device, choose_precision, fit
 from train.model import UNet, summary
 from train.predict import evaluate
 from unet_fast.spec import UNetSpec
@@ -92,7 +92,13 @@ def _train_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     add("--precision", default="auto", choices=PRECISIONS, help="auto (default) is bf16 where the hardware has it")
     add("--threads", type=int, help="CPU threads (default: the cores available)")
-    add("--no-augment", action="store_true", help="train on the images as they are")
+    add(
+        "--augment",
+        choices=AUGMENTATIONS,
+        default="full",
+        help="full (default): symmetries, size, light, blur and grain, for images of other instruments; turns: the "
+        "eight symmetries of the square only, more exact on images like those of the training; none",
+    )
     add("--half", action="store_true", help="store the weights as float16")
     add("--resume", action="store_true", help="go on where a run with the same settings stopped")
     return parser
@@ -133,7 +139,7 @@ def _train(options: argparse.Namespace) -> int:
         device=options.device,
         precision=choose_precision(options.precision, choose_device(options.device)),
         half=options.half,
-        augment=not options.no_augment,
+        augment=options.augment,
         **{
             name: getattr(options, name)
             for name in ("batch", "window", "learning_rate", "weight_decay", "evaluations", "seed")

@@ -14,15 +14,20 @@ Floats = NDArray[np.float32]
 
 
 def augment(
-    pixels: Floats, target: NDArray[np.generic], random: np.random.Generator, *, intensity: bool = True
+    pixels: Floats,
+    target: NDArray[np.generic],
+    random: np.random.Generator,
+    *,
+    zoom: bool = True,
+    intensity: bool = True,
 ) -> tuple[Floats, NDArray]:
     """A changed copy of `pixels` (H, W, C) in [0, 1], H equal to W, with `target` (H, W[, classes]) moved alike.
 
     The changed pixels may lie somewhat outside [0, 1].  Without `intensity` only the geometry changes, for targets that
-    are images themselves.
+    are images themselves; without `zoom` too, pixels keep their values.
     """
     pixels, target = _turn(pixels, target, random)
-    if random.random() < 0.5:
+    if zoom and random.random() < 0.5:
         pixels, target = _zoom(pixels, target, random)
     return (_intensity(pixels, random) if intensity else pixels), np.ascontiguousarray(target)
 

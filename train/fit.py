@@ -38,6 +38,8 @@ from unet_fast.images import to_unit
 from unet_fast.spec import UNetSpec
 
 PRECISIONS = ("auto", "float32", "bf16")
+#: Everything that another instrument may change; the eight symmetries of the square; nothing.
+AUGMENTATIONS = ("full", "turns", "none")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Recipe:
     device: str = "auto"
     precision: str = "auto"
     half: bool = False  # store float16
-    augment: bool = True
+    augment: str = "full"  # one of AUGMENTATIONS
 
     def __post_init__(self) -> None:
         def demand(good: bool, name: str, accepted: str) -> None:
@@ -81,6 +83,7 @@ class Recipe:
         demand(0 <= self.average < 1, "average", "at least 0 and below 1")
         demand(self.evaluations >= 1, "evaluations", "at least 1")
         demand(self.precision in PRECISIONS, "precision", " or ".join(PRECISIONS))
+        demand(self.augment in AUGMENTATIONS, "augment", " or ".join(AUGMENTATIONS))
 
 
 @dataclass
@@ -281,16 +284,17 @@ class _Batches:
     def make(self, step: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng([self.recipe.seed, 0, step])
         segmenting = self.spec.output != "identity"
+        full = self.recipe.augment == "full"
         pixels, targets = [], []
         for position in range(step * self.recipe.batch, (step + 1) * self.recipe.batch):
             epoch, place = divmod(position, len(self.samples))
             order = np.random.default_rng([self.recipe.seed, 1, epoch]).permutation(len(self.samples))
             sample = self.samples[order[place]]
             image, target = to_unit(sample.pixels), sample.target
-            if self.recipe.augment:
-                image, target = augment(image, target, random, intensity=segmenting)
+            if self.recipe.augment != "none":
+                image, target = augment(image, target, random, zoom=full, intensity=full and segmenting)
             image = normalise(image, self.spec)
-            if self.recipe.augment and segmenting and self.spec.normalisation == "standardise":
+            if full and segmenting and self.spec.normalisation == "standardise":
                 # Standardising undoes changes of gain and offset; how far objects stand out still varies with how
                 # many of them an image holds.
                 image = image * np.float32(np.exp(random.uniform(-0.4, 0.4))) + np.float32(random.uniform(-0.2, 0.2))

@@ -459,7 +459,7 @@ std::unique_ptr<Executor> make_reference_executor(std::shared_ptr<const Plan> pl
     for (Op &op : copy->ops)
         for (auto &[name, tensor] : op.tensors)
             if (!tensor.integers.empty())
-                tensor.values.assign(tensor.integers.begin(), tensor.integers.end());
+                tensor.values = std::vector<float>(tensor.integers.begin(), tensor.integers.end());
     return std::make_unique<ReferenceExecutor>(std::move(copy));
 }
 

@@ -80,7 +80,7 @@ void pack(const PackedWeight &weight, std::byte *target) {
     std::memset(target, 0, packed_bytes(weight));
     std::vector<int64_t> index(rank, 0); // of the row that begins at `source`
     const auto row = static_cast<size_t>(weight.shape[rank - 1]);
-    const std::vector<float> &values = weight.tensor->values;
+    const Floats &values = weight.tensor->values;
     for (size_t source = 0; source < values.size(); source += row) {
         int64_t position = 0;
         for (size_t axis = 0; axis < rank; ++axis)

@@ -97,9 +97,10 @@ class PlanBuilder {
         for (const int64_t extent : shape)
             size *= extent;
         tensor.shape = std::move(shape);
-        for (int64_t i = 0; i < size; ++i) {
-            tensor.values.push_back(random_.normal() / std::sqrt(static_cast<float>(terms)));
-        }
+        std::vector<float> values;
+        for (int64_t i = 0; i < size; ++i)
+            values.push_back(random_.normal() / std::sqrt(static_cast<float>(terms)));
+        tensor.values = std::move(values);
         op.tensors.emplace_back(name, std::move(tensor));
     }
 

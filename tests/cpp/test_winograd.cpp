@@ -37,8 +37,10 @@ class Random {
 void add_tensor(Op &op, Random &random, const char *name, int64_t size, int terms) {
     Tensor tensor;
     tensor.shape = {size};
+    std::vector<float> values;
     for (int64_t i = 0; i < size; ++i)
-        tensor.values.push_back(random.normal() / std::sqrt(static_cast<float>(terms)));
+        values.push_back(random.normal() / std::sqrt(static_cast<float>(terms)));
+    tensor.values = std::move(values);
     op.tensors.emplace_back(name, std::move(tensor));
 }
 
