@@ -1,4 +1,4 @@
-"""The `unet-fast` command: demo, freeze, segment, inspect, verify, bench, tune, profile.
+"""The `unet-fast` command: demo, freeze, import, segment, inspect, verify, bench, tune, profile.
 
 Exit status: 0 success; 1 something failed, with one line for each reason on stderr; 2 wrong usage; 130 Ctrl-C.
 """
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of our output went away (`unet-fast inspect x.unet | head`); Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, MemoryError, ImportError) as error:
         reason = in_one_line(error)
         engine = str(getattr(options, "engine", ""))
         if isinstance(error, EngineFileError) and engine not in reason:
@@ -85,6 +85,36 @@ def _freeze(options: argparse.Namespace) -> int:
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
     for line in quantisation_lines(read_document(output)):
         print(line)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from .graph import Normalisation
+    from .importers import Options, import_model
+
+    normalisation = None
+    if options.standardise:
+        normalisation = Normalisation("standardise")
+    elif options.mean or options.std or options.white:
+        white = options.white or 1.0
+        mean, std = options.mean or (0.0,), options.std or (1.0,)
+        normalisation = Normalisation("fixed", tuple(m / white for m in mean), tuple(s / white for s in std))
+    report = import_model(
+        options.source,
+        options.output or Path(options.source).with_suffix(".unet"),
+        Options(
+            normalisation=normalisation,
+            result=options.result,
+            output=options.take,
+            tile=options.tile,
+            skip_lambda=options.skip_lambda,
+        ),
+        targets=tuple(options.targets.split(",")),
+        precision=options.precision,
+        name=options.name,
+        threshold=options.threshold,
+    )
+    print(report)
     return 0
 
 
@@ -168,6 +198,38 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--calibration", type=Path, metavar="DIR", help="for int8: a folder of images as in use")
     command.add_argument("--name", help="name in the file (default: that of the file)")
     command.set_defaults(run=_freeze)
+
+    command = commands.add_parser(
+        "import",
+        help="turn somebody else's network into an engine file",
+        description="Reads a network of ONNX, Keras (.h5, .keras, .weights.h5), milesial/Pytorch-UNet (.pth) or the "
+        "BioImage Model Zoo, and writes an engine file once the framework that it came from agrees with it. Nothing of "
+        "SOURCE is executed. What SOURCE does not say about its input and output is said here; see docs/importing.md.",
+    )
+    command.add_argument("source", metavar="SOURCE", help="a file, or the folder of a package")
+    command.add_argument("-o", "--output", type=Path, help="engine file (default: SOURCE with the ending .unet)")
+    command.add_argument("--targets", default="cpu", help="devices to prepare for, with commas (default: %(default)s)")
+    command.add_argument("--precision", default="fp16", help="float32, bf16 or fp16 (default: %(default)s)")
+    command.add_argument("--name", help="name in the file (default: that of the file)")
+    command.add_argument("--white", type=_positive, help="a white pixel at the network's input: 1 or 255 (default: 1)")
+    command.add_argument(
+        "--mean", type=_numbers, help="taken off the input, one number or one per channel, with commas"
+    )
+    command.add_argument("--std", type=_numbers, help="what the input is then divided by")
+    command.add_argument("--standardise", action="store_true", help="mean 0 and deviation 1 for each image instead")
+    command.add_argument(
+        "--result",
+        choices=("auto", "sigmoid", "softmax", "identity"),
+        default="auto",
+        help="what the last values are (default: probabilities, or the logits of them); identity is a regression",
+    )
+    command.add_argument("--take", metavar="NAME", help="which output to take, of a network with several")
+    command.add_argument(
+        "--tile", type=_positive_integer, help="side of the images in training (default: SOURCE's, 256)"
+    )
+    command.add_argument("--threshold", type=_fraction, help="probability of foreground (default: SOURCE's, else 0.5)")
+    command.add_argument("--skip-lambda", action="store_true", help="Keras: treat Lambda layers as doing nothing")
+    command.set_defaults(run=_import)
 
     command = commands.add_parser(
         "segment",
@@ -255,6 +317,10 @@ def _positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
     return value
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(_number(part) for part in text.split(","))
 
 
 def _fraction(text: str) -> float:

@@ -219,6 +219,10 @@ class Graph:
             running_var=running_var,
         )
 
+    def affine(self, name: str, x: str, scale: Array, shift: Array) -> str:
+        """x * scale + shift, one number per channel each."""
+        return self._plain("affine", name, [x], {"activation": "none"}, scale=scale, shift=shift)
+
     def activation(self, name: str, x: str, activation: str, slope: float = LEAKY_SLOPE) -> str:
         """One of `ACTIVATIONS`; softmax goes over the channels.  `slope` is for leaky_relu."""
         attributes: dict[str, Any] = {"activation": activation}

@@ -11,7 +11,7 @@ from .graph import Graph, Node
 from .plan import ELEMENT_BYTES, cost, plan
 
 #: Kinds that do the work of several nodes of the network or run in the tuned kernels; the others are plain ops.
-_FUSED = ("stem", "conv", "up_conv", "concat_conv", "head")
+FUSED = ("stem", "conv", "up_conv", "concat_conv", "head")
 
 
 def inspect(source: Source) -> str:
@@ -43,7 +43,7 @@ def _heading(document: dict[str, Any]) -> list[str]:
         result += f", mask where above {output['threshold']:g}"
     if output["class_names"]:
         result += f" ({', '.join(output['class_names'])})"
-    halo = "cannot be exact (align_corners)" if document["halo"] is None else f"halo {document['halo']} px"
+    halo = "cannot be exact" if document["halo"] is None else f"halo {document['halo']} px"
     targets = sorted({code["target"] for kernel in document["kernels"] for code in kernel.get("code", [])})
     accuracy = ", ".join(f"{name} {error:.1e}" for name, error in sorted(document["accuracy"].items()))
     return [
@@ -78,7 +78,7 @@ def _table(graph: Graph, side: int, element_bytes: int) -> list[str]:
         spent = cost(graph, node, side, side, element_bytes)
         numbers = (spent.flops, spent.bytes, spent.weights)
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
-        mark = node.attributes.get("arithmetic", "fused" if node.kind in _FUSED else "plain")
+        mark = node.attributes.get("arithmetic", "fused" if node.kind in FUSED else "plain")
         rows.append((str(index), node.kind, mark, node.name, _written(graph, node, side), *_numbers(numbers)))
     rows.append(("", "total", "", "", "", *_numbers(totals)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
