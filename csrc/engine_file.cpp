@@ -451,6 +451,8 @@ class DocumentReader {
                               : value["upsample"].choice<UpsampleMode>(interpolations);
         if (row.kind == OpKind::upsample)
             op.upsample = value["mode"].choice<UpsampleMode>(interpolations);
+        if (row.kind == OpKind::l2_normalise)
+            op.line = value["mode"].choice<Line>({{"columns", Line::column}, {"rows", Line::row}});
         if (row.kind == OpKind::pool) {
             op.pool = value["mode"].choice<PoolMode>({{"max", PoolMode::max}, {"average", PoolMode::average}});
             op.stride = op.kernel;

@@ -48,6 +48,7 @@ const std::vector<OpRow> &op_table() {
         {OpKind::add, "add", 2, 2, 1, 1, OpRow::activation, {}},
         {OpKind::activation, "activation", 1, 1, 1, 1, OpRow::activation, {}},
         {OpKind::affine, "affine", 1, 1, 1, 1, OpRow::activation, {"scale", "shift"}},
+        {OpKind::l2_normalise, "l2_normalise", 1, 1, 1, 1, OpRow::mode, {}},
         {OpKind::quantise, "quantise", 1, 1, 1, 1, 0, {}},
         {OpKind::dequantise, "dequantise", 1, 1, 1, 1, 0, {}},
     };
@@ -337,6 +338,7 @@ class Checker {
         case OpKind::normalise:
         case OpKind::activation:
         case OpKind::affine:
+        case OpKind::l2_normalise:
         case OpKind::quantise:
         case OpKind::dequantise:
             expect_output(x.height, x.width);

@@ -31,12 +31,14 @@ enum class OpKind {
     add,
     activation,
     affine,
+    l2_normalise,
     quantise,
     dequantise
 };
 enum class Activation { none, relu, leaky_relu, sigmoid, tanh, softmax };
 enum class UpsampleMode { none, nearest, bilinear, bilinear_corners };
 enum class PoolMode { max, average };
+enum class Line { column, row };
 enum class OutputKind { sigmoid, softmax, identity };
 enum class NormalisationKind { fixed, standardise };
 
@@ -99,6 +101,7 @@ struct Op {
     float slope = 0.0F;
     UpsampleMode upsample = UpsampleMode::none;
     PoolMode pool = PoolMode::max;
+    Line line = Line::column;  // what l2_normalise takes the norm of
     bool int8 = false;         // reads uint8 and has int8 weights
     float output_scale = 0.0F; // above 0: writes uint8 of that scale
     std::vector<std::pair<std::string, Tensor>> tensors;

@@ -230,8 +230,25 @@ def nuclei_graph(folder: Path, normalisation: Normalisation | None = None) -> Gr
     return graph.finish(conv(x, "output", 0), "sigmoid", name="result")
 
 
+def lines_graph(seed: int = 0) -> Graph:
+    """Columns of the image and rows of a smaller tensor divided by their norms, with two channels and with five."""
+    random = np.random.default_rng(seed)
+
+    def conv(name: str, x: str, outputs: int) -> str:
+        inputs = graph.shapes[x].channels
+        weight = random.normal(0, math.sqrt(2 / (9 * inputs)), (outputs, 3, 3, inputs))
+        return graph.conv(name, x, weight, random.normal(0, 0.2, outputs), (1, 1, 1, 1))
+
+    graph = Graph(2, Normalisation("fixed", (0.0,), (0.5,)), tile=32)
+    x = graph.l2_normalise("columns", graph.normalise(), "columns")
+    skip = x = graph.activation("relu0", conv("conv0", x, 8), "relu")
+    x = graph.l2_normalise("rows", conv("conv1", graph.pool("pool", x), 5), "rows")
+    x = conv("conv2", graph.concat("concat", graph.upsample("up", x), skip), 3)
+    return graph.finish(x, "softmax")
+
+
 #: Graphs that are built by hand: name -> function of a seed.
-GRAPHS: dict[str, Callable[[int], Graph]] = {"odd": odd_graph}
+GRAPHS: dict[str, Callable[[int], Graph]] = {"odd": odd_graph, "lines": lines_graph}
 NAMES = (*SPECS, *GRAPHS)
 
 
@@ -303,6 +320,7 @@ def judge(graph: Graph, pixels: np.ndarray[Any, Any], *, logits: bool = False) -
         return {
             "concat": lambda: torch.cat(inputs, 1),
             "add": lambda: inputs[0] + inputs[1],
+            "l2_normalise": lambda: functional.normalize(x, dim=2 if values["mode"] == "columns" else 3, eps=1e-300),
             "normalise": lambda: x,
             "output": lambda: x,
         }[node.kind]()

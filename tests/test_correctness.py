@@ -126,7 +126,7 @@ def test_bf16(engine_file: Files, name: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["rgb", "width24", "valid_one_conv", "nearest_skip_first", "odd"])
+@pytest.mark.parametrize("name", ["rgb", "width24", "valid_one_conv", "nearest_skip_first", "odd", "lines"])
 def test_every_instruction_set(engine_file: Files, name: str, isa: str) -> None:
     try:
         engine = Engine(engine_file(name, seed=6), device="cpu", precision="float32", cpu_isa=isa)
@@ -138,7 +138,7 @@ def test_every_instruction_set(engine_file: Files, name: str, isa: str) -> None:
     assert error(engine.probability(images, tiling="none"), truth_of(name, 6, images)) <= FLOAT32
 
 
-@pytest.mark.parametrize("name", ["plain", "classes", "standardise", "valid", "odd"])
+@pytest.mark.parametrize("name", ["plain", "classes", "standardise", "valid", "odd", "lines"])
 def test_the_reference_device(engine_file: Files, name: str) -> None:
     engine = Engine(engine_file(name, seed=7), device="cpu-reference")
     images = images_for(engine, engine.tile, engine.tile, seed=5)

@@ -104,7 +104,9 @@ def test_equals_the_cpu(driver: FakeDriver, folder: Path, name: str, precision: 
 
 
 @pytest.mark.parametrize("rank", [0, 7, 99])
-@pytest.mark.parametrize("name", ["plain", "odd", "classes", "nearest", "bilinear", "batch_norm", "valid", "width24"])
+@pytest.mark.parametrize(
+    "name", ["plain", "odd", "lines", "classes", "nearest", "bilinear", "batch_norm", "valid", "width24"]
+)
 @on_fake_gpu
 def test_launches_of_the_triton_kernels(driver: FakeDriver, folder: Path, name: str, rank: int) -> None:
     """Arguments, weights, grids and scratch memory as unet_fast/kernels asks for them, split sums included."""

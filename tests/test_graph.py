@@ -200,8 +200,8 @@ def test_a_tile_with_its_halo_equals_the_whole_image(name: str) -> None:
         assert difference(halo - rule.multiple) > 1e-9
 
 
-@pytest.mark.parametrize("name", ["bilinear_corners", "valid_corners"])
-def test_align_corners_cannot_be_tiled_exactly(name: str) -> None:
+@pytest.mark.parametrize("name", ["bilinear_corners", "valid_corners", "lines"])
+def test_what_depends_on_the_size_cannot_be_tiled_exactly(name: str) -> None:
     assert exact_halo(graph_of(name)) is None
 
 

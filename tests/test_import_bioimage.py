@@ -170,7 +170,7 @@ def test_fixed_preprocessing(
         "data_type": kind,
         "preprocessing": [{"name": name, "kwargs": arguments} for name, arguments in preprocessing],
     }
-    result = np.zeros((1, 1, 32, 32), np.float32)
+    result = np.full((1, 1, 32, 32), 0.25, np.float32)
     model = read_model(_write(tmp_path / "p", description, network_input, result, {"pytorch_state_dict": checkpoint}))
     rule = model.graph.normalisation.to_dict(3)
     assert rule["mean"] == pytest.approx(mean)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.importers.comparison import FIXTURES, assert_faithful
+from tests.importers.comparison import FIXTURES, TOLERANCE, assert_faithful
+from unet_fast import Engine
+from unet_fast.freeze import relative_error
 from unet_fast.importers import ModelFileError, Options, import_model, read_model
 
 h5py = pytest.importorskip("h5py", reason="Keras files are read with h5py")
@@ -65,6 +68,23 @@ def test_fresh_files_of_keras_2(name: str, tmp_path: Path) -> None:
         assert_faithful(
             tmp_path / f"keras2_{name}{ending}", tmp_path / f"keras2_{name}.npz", tmp_path, white=_white(name)
         )
+
+
+@pytest.mark.parametrize(("l2", "axis"), [("columns", 0), ("rows", 1)])
+def test_lines_of_norm_1(l2: Any, axis: int, tmp_path: Path) -> None:
+    """As `keras.utils.normalize(image, axis=axis)` before the network, a line of zeros included."""
+    source = FIXTURES / "keras2_nearest.h5"
+    import_model(source, tmp_path / "plain.unet", precision="float32")
+    report = import_model(source, tmp_path / "lines.unet", Options(l2=l2), precision="float32")
+    assert ("lines_of_norm_1", "l2_normalise") in report.plain
+    image = np.random.default_rng(5).random((32, 48)).astype(np.float32)
+    image[3], image[:, 7] = 0, 0
+    norms = np.linalg.norm(image, 2, axis, keepdims=True)
+    normalised = image / np.where(norms == 0, 1, norms)
+    plain, lines = (Engine(tmp_path / f"{name}.unet", device="cpu", precision="float32") for name in ("plain", "lines"))
+    expected = plain.probability(normalised, tiling="none")
+    assert relative_error(lines.probability(image, tiling="none"), expected) <= TOLERANCE
+    assert lines.info.halo is None  # so that no tiles stand for the whole image
 
 
 @pytest.mark.parametrize(

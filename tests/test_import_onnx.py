@@ -32,7 +32,8 @@ def test_committed_exports(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
-    ("dynamo", "opset"), [(False, 11), (False, 12), (False, 14), (False, 17), (True, 18), (True, 20)]
+    ("dynamo", "opset"),
+    [(False, 11), (False, 17), *(pytest.param(True, opset, marks=pytest.mark.slow) for opset in (18, 20))],
 )
 @pytest.mark.parametrize("name", ["transposed", "bilinear", "nuclei", "monai"])
 def test_fresh_exports(name: str, dynamo: bool, opset: int, dynamic: bool, tmp_path: Path) -> None:

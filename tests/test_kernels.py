@@ -485,6 +485,10 @@ def activated(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: act(x, name)
 
 
+def l2_normalised(axis: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: functional.normalize(x, dim=axis)
+
+
 def pad_op(*padding: int) -> dict[str, Any]:
     return {"op": "pad", "padding": list(padding)}
 
@@ -513,6 +517,10 @@ CASES |= {
     "add, leaky": plain({"op": "add", "activation": "leaky_relu"}, lambda a, b: act(a + b, "leaky_relu"), (3, 3)),
     **{f"activation, {a}": plain({"op": "activation", "activation": a}, activated(a)) for a in ACTIVATIONS},
     "activation, softmax over one": plain({"op": "activation", "activation": "softmax"}, activated("softmax"), (1,)),
+    **{
+        f"l2_normalise, {mode}, {c}": plain({"op": "l2_normalise", "mode": mode}, l2_normalised(axis), (c,), size)
+        for (mode, axis), (c, size) in itertools.product((("columns", 2), ("rows", 3)), ((3, (7, 5)), (9, (2, 60))))
+    },
     "affine": plain(
         {"op": "affine", "activation": "none"}, lambda x, a, b: x * a[:, None, None] + b[:, None, None],
         tensors=("scale", "shift"),

@@ -105,6 +105,7 @@ def _import(options: argparse.Namespace) -> int:
         Options(
             normalisation=normalisation,
             result=options.result,
+            l2=options.l2,
             output=options.take,
             tile=options.tile,
             skip_lambda=options.skip_lambda,
@@ -217,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--std", type=_numbers, help="what the input is then divided by")
     command.add_argument("--standardise", action="store_true", help="mean 0 and deviation 1 for each image instead")
+    command.add_argument("--l2", choices=("columns", "rows"), help="divide lines of each tile by their norms first")
     command.add_argument(
         "--result",
         choices=("auto", "sigmoid", "softmax", "identity"),

@@ -28,6 +28,7 @@ IMAGE = "image"
 #: Activations that convolutions, `add` and `affine` apply themselves, and those that only `activation` knows.
 FUSED_ACTIVATIONS = ("none", "relu", "leaky_relu")
 ACTIVATIONS = ("relu", "leaky_relu", "sigmoid", "tanh", "softmax")
+LINES = ("columns", "rows")
 UPSAMPLINGS = ("nearest", "bilinear", "bilinear_corners")
 OUTPUTS = ("sigmoid", "softmax", "identity")
 LARGEST_KERNEL = 4
@@ -222,6 +223,10 @@ class Graph:
     def affine(self, name: str, x: str, scale: Array, shift: Array) -> str:
         """x * scale + shift, one number per channel each."""
         return self._plain("affine", name, [x], {"activation": "none"}, scale=scale, shift=shift)
+
+    def l2_normalise(self, name: str, x: str, mode: str) -> str:
+        """x over the Euclidean norm of its column or row (one of `LINES`), of each channel by itself."""
+        return self._plain("l2_normalise", name, [x], {"mode": mode})
 
     def activation(self, name: str, x: str, activation: str, slope: float = LEAKY_SLOPE) -> str:
         """One of `ACTIVATIONS`; softmax goes over the channels.  `slope` is for leaky_relu."""
@@ -421,6 +426,12 @@ def _affine_rule(node: Node, x: Shape) -> list[Shape]:
     return [x]
 
 
+def _l2_normalise_rule(node: Node, x: Shape) -> list[Shape]:
+    mode = node.attributes.get("mode")
+    _require(node, mode in LINES, f"mode must be columns or rows, got {mode!r}")
+    return [x]
+
+
 def _activation_rule(node: Node, x: Shape) -> list[Shape]:
     _activation(node, ACTIVATIONS)
     return [x]
@@ -534,6 +545,7 @@ RULES: dict[str, Callable[..., list[Shape]]] = {
     "add": _add_rule,
     "activation": _one_input(_activation_rule),
     "affine": _one_input(_affine_rule),
+    "l2_normalise": _one_input(_l2_normalise_rule),
     "quantise": _one_input(_same_shape_rule),
     "dequantise": _one_input(_same_shape_rule),
 }

@@ -180,6 +180,12 @@ def upsampled(x: Array, mode: str, scale: int) -> Array:
     return x
 
 
+def l2_normalised(x: Array, mode: str) -> Array:
+    """(N, h, w, C) over the Euclidean norms of its "columns" or "rows"; a line of zeros stays."""
+    norms = np.sqrt((x * x).sum(axis=1 if mode == "columns" else 2, keepdims=True))
+    return x / np.where(norms > 0, norms, 1)
+
+
 # -- ops: (node, weights, inputs...) -> outputs ----------------------------------------------------------------------
 
 
@@ -272,5 +278,6 @@ _OPS: dict[str, Callable[..., list[Array]]] = {
     "add": lambda node, weights, a, b: [_act(node, a + b)],
     "activation": lambda node, weights, x: [_act(node, x)],
     "affine": lambda node, weights, x: [_act(node, x * weights["scale"] + weights["shift"])],
+    "l2_normalise": lambda node, weights, x: [l2_normalised(x, node.attributes["mode"])],
     "quantise": lambda node, weights, x: [_act(node, x)],
 }

@@ -15,10 +15,11 @@ def exact_halo(graph: Graph) -> int | None:
 
     Tiles begin at multiples of `multiple`, and so does the inside of a tile, because the halo is one too.  (A pixel in
     the middle of a pooling window may look a little further than one at its edge, but it has also more of the tile
-    around it.)  None where no tile can equal the whole image: the sampling grid of align_corners depends on its size.
+    around it.)  None where no tile can equal the whole image: the sampling grid of align_corners depends on its size,
+    and the norm of a line on its length.
     The graph must be plain, not yet fused.
     """
-    if any(node.attributes.get("mode") == "bilinear_corners" for node in graph.nodes):
+    if any(node.attributes.get("mode") == "bilinear_corners" or node.kind == "l2_normalise" for node in graph.nodes):
         return None
     rule = graph.size_rule
     reach = max(_reach(graph, axis, rule.at_least(rule.multiple)) for axis in (0, 1))

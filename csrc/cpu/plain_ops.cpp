@@ -182,6 +182,47 @@ template <class Element> void affine_row(const Op &op, const Activations *buffer
     }
 }
 
+float norm(float squares) { return squares > 0.0F ? std::sqrt(squares) : 1.0F; }
+
+// Adds up the squares of a column anew for each of its rows, which costs less than the smallest convolution.
+template <class Element>
+void column_l2_row(const Activations &input, const Activations &output, int64_t image, int64_t y) {
+    constexpr int64_t block = 64;
+    const int64_t values = static_cast<int64_t>(input.width) * input.padded_channels;
+    for (int64_t first = 0; first < values; first += block) {
+        const int64_t count = std::min(block, values - first);
+        float squares[block] = {};
+        for (int64_t row = 0; row < input.height; ++row) {
+            const auto *from = input.pixel_as<Element>(image, row, 0) + first;
+            for (int64_t i = 0; i < count; ++i)
+                squares[i] += to_float(from[i]) * to_float(from[i]);
+        }
+        const auto *from = input.pixel_as<Element>(image, y, 0) + first;
+        auto *to = output.pixel_as<Element>(image, y, 0) + first;
+        for (int64_t i = 0; i < count; ++i)
+            from_float(to_float(from[i]) / norm(squares[i]), to[i]);
+    }
+}
+
+template <class Element>
+void row_l2_row(const Activations &input, const Activations &output, int64_t image, int64_t y) {
+    const int64_t step = input.padded_channels;
+    const auto *from = input.pixel_as<Element>(image, y, 0);
+    auto *to = output.pixel_as<Element>(image, y, 0);
+    for (int64_t c = 0; c < step; ++c) {
+        float squares = 0.0F;
+        for (int64_t x = 0; x < input.width; ++x)
+            squares += to_float(from[x * step + c]) * to_float(from[x * step + c]);
+        for (int64_t x = 0; x < input.width; ++x)
+            from_float(to_float(from[x * step + c]) / norm(squares), to[x * step + c]);
+    }
+}
+
+template <class Element> void l2_normalise_row(const Op &op, const Activations *buffers, int64_t image, int64_t y) {
+    (op.line == Line::column ? column_l2_row<Element> : row_l2_row<Element>)(buffers[op.inputs[0]],
+                                                                             buffers[op.outputs[0]], image, y);
+}
+
 template <class Element> RowFunction row_function_of(OpKind kind) {
     switch (kind) {
     case OpKind::pool:
@@ -198,6 +239,8 @@ template <class Element> RowFunction row_function_of(OpKind kind) {
         return activation_row<Element>;
     case OpKind::affine:
         return affine_row<Element>;
+    case OpKind::l2_normalise:
+        return l2_normalise_row<Element>;
     default:
         return nullptr;
     }

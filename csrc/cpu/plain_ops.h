@@ -10,7 +10,7 @@ namespace uf {
 // Computes row y of one image of the op's output, padding channels included; `buffers` are those of the plan.
 using RowFunction = void (*)(const Op &op, const Activations *buffers, int64_t image, int64_t y);
 
-// For pool, upsample, pad, concat, add, activation and affine; null for other kinds.
+// For pool, upsample, pad, concat, add, activation, affine and l2_normalise; null for other kinds.
 RowFunction row_function(OpKind kind, bool bf16);
 
 // Row y of the normalised image, into a row of `output`.

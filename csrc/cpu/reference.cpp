@@ -173,6 +173,9 @@ class ReferenceContext final : public Context {
             case OpKind::affine:
                 affine(op);
                 break;
+            case OpKind::l2_normalise:
+                l2_normalise(op);
+                break;
             case OpKind::quantise:
                 quantise(op);
                 break;
@@ -415,6 +418,20 @@ class ReferenceContext final : public Context {
         Field &to = output(op);
         to.each([&](int64_t n, int64_t y, int64_t x, int64_t c) {
             to.at(n, y, x, c) = activate(input(op).read(n, y, x, c) * scale[c] + shift[c], op);
+        });
+    }
+
+    void l2_normalise(const Op &op) {
+        const Field &from = input(op);
+        Field &to = output(op);
+        to.each([&](int64_t n, int64_t y, int64_t x, int64_t c) {
+            double squares = 0.0;
+            const bool column = op.line == Line::column;
+            for (int64_t i = 0; i < (column ? from.height : from.width); ++i) {
+                const double value = column ? from.read(n, i, x, c) : from.read(n, y, i, c);
+                squares += value * value;
+            }
+            to.at(n, y, x, c) = static_cast<float>(from.read(n, y, x, c) / (squares > 0.0 ? std::sqrt(squares) : 1.0));
         });
     }
 

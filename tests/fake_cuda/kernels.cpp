@@ -204,6 +204,8 @@ class Run {
             });
         else if (kind == "affine")
             affine();
+        else if (kind == "l2_normalise")
+            l2_normalise();
         else if (op_["activation"] == "softmax")
             softmax();
         else
@@ -583,6 +585,19 @@ class Run {
             for (int64_t k = 0; k < x0.c; ++k)
                 sum += std::exp(x0.at(i, y, x, k) - largest);
             return std::exp(x0.at(i, y, x, c) - largest) / sum;
+        });
+    }
+
+    void l2_normalise() {
+        const Tensor x0 = input(0);
+        const bool column = op_["mode"] == "columns";
+        each([&](int64_t i, int64_t y, int64_t x, int64_t c) {
+            float squares = 0;
+            for (int64_t k = 0; k < (column ? x0.h : x0.w); ++k) {
+                const float value = column ? x0.at(i, k, x, c) : x0.at(i, y, k, c);
+                squares += value * value;
+            }
+            return x0.at(i, y, x, c) / (squares > 0 ? std::sqrt(squares) : 1);
         });
     }
 

@@ -21,7 +21,7 @@ import numpy as np
 from ..graph import Array, Graph, Normalisation, canonical
 from .keras import read_keras
 from .milesial import from_state_dict, load_state_dict
-from .model import ImportedModel, ModelFileError, Options, PublishedPair, Result, finish, needs
+from .model import ImportedModel, ModelFileError, Options, PublishedPair, Result, begin, finish, needs
 from .onnx import read_onnx
 from .sources import DESCRIPTIONS
 
@@ -306,7 +306,7 @@ def _nuclei(state: Mapping[str, Any], options: Options) -> ImportedModel:
 
     levels = sum(name.startswith("encoders.") and name.endswith(".0.weight") for name in left)
     graph = Graph(left["encoders.0.0.weight"].shape[1], tile=options.tile or 256)
-    x, skips = graph.normalise(), []
+    x, skips = begin(graph, options), []
     for level in range(levels):
         skips.append(block(x, f"encoders.{level}"))
         x = graph.pool(f"downsamplers.{level}", skips[-1])

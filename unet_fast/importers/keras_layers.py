@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..graph import LARGEST_KERNEL, Array, Graph, GraphError
-from .model import ModelFileError, Options
+from .model import ModelFileError, Options, begin
 
 
 class Layer(NamedTuple):
@@ -92,7 +92,7 @@ class _Call(NamedTuple):
 
 
 def _input(call: _Call) -> str:
-    return call.graph.normalise()
+    return begin(call.graph, call.options)
 
 
 def _same(call: _Call) -> str:

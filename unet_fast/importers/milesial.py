@@ -24,7 +24,7 @@ import numpy as np
 from ..engine_file import METADATA_KEY
 from ..freeze import read_checkpoint
 from ..graph import Array, Graph, canonical, canonical_transposed, from_spec
-from .model import ImportedModel, ModelFileError, Options, finish, needs
+from .model import ImportedModel, ModelFileError, Options, begin, finish, needs
 
 #: Under which a training script may have put the state dict.
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
@@ -99,7 +99,7 @@ def from_state_dict(state: Mapping[str, Any], options: Options) -> ImportedModel
     bilinear = "up1.up.weight" not in left
 
     graph = Graph(channels, tile=options.tile or 256)
-    x, skips = graph.normalise(), []
+    x, skips = begin(graph, options), []
     for level in range(levels + 1):
         if level:
             skips.append(x)

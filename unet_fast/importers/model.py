@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..graph import Array, Graph, Node, Normalisation
+from ..graph import LINES, Array, Graph, Node, Normalisation
 
 Result: TypeAlias = Literal["auto", "sigmoid", "softmax", "identity"]
 RESULTS: tuple[Result, ...] = ("auto", "sigmoid", "softmax", "identity")
@@ -31,6 +31,8 @@ class Options:
                    else the pixels themselves (0..255 for a network that begins by dividing them by 255).
     result         what the network's last values are; see `finish`.
     raw            for the result "auto": values without sigmoid or softmax are "logits", or the "result" itself.
+    l2             divide the "columns" or the "rows" of each tile by their Euclidean norms first, as
+                   `keras.utils.normalize` does along axis 1 of a stack (columns) or of a single image (rows).
     output         name of the output to take, of a network with several.
     tile           side of the images that the network was trained on; None: the file's own, else 256.
     skip_lambda    Keras: take `Lambda` layers, whose code is never run, for steps that change nothing.
@@ -39,6 +41,7 @@ class Options:
     normalisation: Normalisation | None = None
     result: Result = "auto"
     raw: Literal["logits", "result"] = "logits"
+    l2: Literal["columns", "rows"] | None = None
     output: str | None = None
     tile: int | None = None
     skip_lambda: bool = False
@@ -46,6 +49,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.result not in RESULTS:
             raise ValueError(f"result must be one of {', '.join(RESULTS)}, got {self.result!r}")
+        if self.l2 not in (None, *LINES):
+            raise ValueError(f"l2 must be {' or '.join(LINES)}, got {self.l2!r}")
         if self.tile is not None and not 1 <= self.tile <= 16384:
             raise ValueError(f"tile must be from 1 to 16384, got {self.tile!r}")
 
@@ -117,6 +122,12 @@ def needs(module: str, purpose: str, install: str = "unet_fast[import]") -> Modu
         raise ModuleNotFoundError(
             f"{purpose} needs {module.partition('.')[0]} ({error}); install it with: pip install '{install}'"
         ) from None
+
+
+def begin(graph: Graph, options: Options) -> str:
+    """The image as the network's input, the first tensor of `graph`."""
+    image = graph.normalise()
+    return image if options.l2 is None else graph.l2_normalise("lines_of_norm_1", image, options.l2)
 
 
 def finish(graph: Graph, last: str, options: Options) -> Finished:

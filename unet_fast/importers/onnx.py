@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import reference
 from ..graph import Array, Graph, GraphError
-from .model import Finished, ImportedModel, Judge, ModelFileError, Options, finish, needs
+from .model import Finished, ImportedModel, Judge, ModelFileError, Options, begin, finish, needs
 from .onnx_layers import LAYERS, Call, Tensor, no_layer
 from .onnx_sizes import ARITHMETIC, Length, no_arithmetic
 
@@ -101,7 +101,7 @@ class _Walk:
     """
 
     def __init__(self, onnx: Any, model: Any, opset: int, options: Options) -> None:
-        self._onnx, self.opset = onnx, opset
+        self._onnx, self.opset, self.l2 = onnx, opset, options.l2
         self._values: dict[str, Any] = {"": None}
         for tensor in model.graph.initializer:
             self._values[tensor.name] = self._array(tensor)
@@ -111,7 +111,7 @@ class _Walk:
         self.input, self.input_axes, channels, self.fixed = self._input(model, nodes)
         sides = [side for side in self.fixed if side is not None]
         self.graph = Graph(channels, tile=options.tile or max(sides, default=256))
-        self._values[self.input.name] = Tensor(self.graph.normalise(), self.input_axes)
+        self._values[self.input.name] = Tensor(begin(self.graph, options), self.input_axes)
         for index, node in enumerate(nodes):
             self._visit(node, index)
         last = self._values[self.output]
@@ -226,6 +226,7 @@ def _judge(onnx: Any, model: Any, path: Path, walk: _Walk, finished: Finished, s
 
     def run(pixels: Array) -> Array:
         x = reference.normalised(pixels[None].astype(np.float64), finished.given)
+        x = x if walk.l2 is None else reference.l2_normalised(x, walk.l2)
         x = x if walk.input_axes == "NHWC" else x.transpose(0, 3, 1, 2)
         (y,) = session.run([walk.output], {walk.input.name: np.ascontiguousarray(x, dtype=element)})
         y = np.asarray(y, np.float64)

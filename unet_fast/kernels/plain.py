@@ -1,4 +1,4 @@
-"""The plain ops that fusing leaves over: pool, upsample, pad, concat, add, activation, affine, normalise.
+"""The plain ops that fusing leaves over: pool, upsample, pad, concat, add, activation, affine, l2_normalise, normalise.
 
 Each is bound by memory and written for clarity.  Tensors are (N, H, W, C), y the result.  One program computes BLOCK
 consecutive elements (x, c) of one row of one image of y (`concat`: of one input): grid (blocks of a row * H, 1, N).
@@ -163,6 +163,27 @@ def affine(
 
 
 @triton.jit
+def l2_normalise(x, y, H, W, C: tl.constexpr, MODE: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """x over the Euclidean norm of its column or row, of each channel by itself; a line of zeros stays.
+
+    Every program adds up the whole line for each of its elements: more loads, all from cache, but no second step.
+    """
+    n, row, column, c, keep = row_elements(W, C, BLOCK)
+    common.wait_for_producer(PDL)
+    squares = tl.zeros([BLOCK], tl.float32)
+    if MODE == "columns":
+        for other in range(H):
+            value = tl.load(x + (n * H + other) * W * C + (column * C + c), mask=keep, other=0.0).to(tl.float32)
+            squares += value * value
+    else:
+        for other in range(W):
+            value = tl.load(x + (n * H + row) * W * C + (other * C + c), mask=keep, other=0.0).to(tl.float32)
+            squares += value * value
+    value = tl.load(x + (n * H + row) * W * C + (column * C + c), mask=keep, other=0.0).to(tl.float32)
+    store_row(y, value / tl.where(squares > 0, tl.sqrt(squares), 1.0), n, row, column, c, keep, H, W, C)
+
+
+@triton.jit
 def normalise(
     image, transform, y, H, W, stride_image, stride_row, stride_pixel, stride_channel,
     C: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
@@ -250,6 +271,11 @@ def _affine(site: Site) -> list[list[Launch]]:
     return [[_launch(site, affine, channels, x=site.buffer("inputs"), scale=scale, shift=shift, **site.activation())]]
 
 
+def _l2_normalise(site: Site) -> list[list[Launch]]:
+    x, mode = site.buffer("inputs"), site.op["mode"]
+    return [[_launch(site, l2_normalise, site.channels("outputs"), x=x, MODE=mode)]]
+
+
 def _normalise(site: Site) -> list[list[Launch]]:
     return [[_launch(site, normalise, site.channels("outputs"), **site.image_arguments())]]
 
@@ -262,5 +288,6 @@ _STEPS = {
     "add": _add,
     "activation": _activation,
     "affine": _affine,
+    "l2_normalise": _l2_normalise,
     "normalise": _normalise,
 }
