@@ -210,6 +210,28 @@ def test_failing_compiler_names_kernel_and_reason(tmp_path: Path, monkeypatch: p
         aot.compile_plan(document, shapes, [], "fp16", cache_dir=tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("spilling", ["some", "all"])
+def test_candidates_that_spill_are_left_out(spilling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless there are no others: the ranks of those that stay begin at 0, in the order of the guess."""
+    document, shapes = report.preset_plan("relunet16")
+    document["ops"] = document["ops"][7:8]
+    targets = ["sm_80", "sm_90"]
+    pieces = list(aot._planned(document, shapes, [aot.Target.parse(name) for name in targets], "fp16"))
+    first = {piece.target.name: piece.job for piece in reversed(pieces)}  # the best guess of each target
+    bad = {piece.job for piece in pieces} if spilling == "all" else set(first.values())
+
+    def compiled(jobs: set[Any], *_: Any) -> dict[Any, Code]:
+        return {job: Code(b"c", b"p", "conv", 4, 0, 32, 16 if job in bad else 0, "", "13.4") for job in jobs}
+
+    monkeypatch.setattr(aot, "_compile_all", compiled)
+    kernels, _ = aot.compile_plan(document, shapes, targets, "fp16")
+    for name in targets:
+        names = [piece.launch.name for piece in pieces if piece.target.name == name]
+        ranked = sorted((c["rank"], k["candidate"]) for k in kernels for c in k["code"] if c["target"] == name)
+        assert len(names) >= 2
+        assert ranked == list(enumerate(names if spilling == "all" else names[1:]))
+
+
 def test_compiling_imports_no_torch() -> None:
     code = "import sys, unet_fast.kernels.aot, unet_fast.kernels.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

@@ -108,7 +108,7 @@ def compile_plan(
     codes = _compile_all({piece.job for piece in planned}, jobs, _cache_directory(cache_dir), progress)
     entries: dict[tuple[Any, ...], dict[str, Any]] = {}
     tensors: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}
-    for piece in planned:
+    for piece, rank in _ranked(planned, codes):
         code = codes[piece.job]
         data = code.ptx if piece.target.portable else code.code
         name = f"kernel.{hashlib.sha256(data).hexdigest()[:16]}"
@@ -118,7 +118,7 @@ def compile_plan(
         entry["code"].append(
             {
                 "target": piece.target.name,
-                "rank": piece.rank,
+                "rank": rank,
                 "tensor": name,
                 "entry": code.entry,
                 "warps": code.warps,
@@ -158,7 +158,6 @@ class _Piece:
     site: Site
     step: int
     target: Target
-    rank: int
     launch: Launch
     job: Job
 
@@ -174,8 +173,21 @@ def _planned(
                 if select.get("pixel", "uint8") != "uint8":
                     count = 1
                 for step, candidates in enumerate(launches(site, target.capability, count)):
-                    for rank, launch in enumerate(candidates):
-                        yield _Piece(site, step, target, rank, launch, _job(site, launch, target))
+                    for launch in candidates:
+                        yield _Piece(site, step, target, launch, _job(site, launch, target))
+
+
+def _ranked(planned: Sequence[_Piece], codes: Mapping[Job, Code]) -> Iterator[tuple[_Piece, int]]:
+    """The candidates of each step with their rank, 0 for the best guess, without those whose registers spill to memory,
+    unless all do."""
+    steps: dict[tuple[Any, ...], list[_Piece]] = {}
+    for piece in planned:
+        key = (piece.site.index, piece.step, tuple(piece.site.select.items()), piece.target)
+        steps.setdefault(key, []).append(piece)
+    for candidates in steps.values():
+        unspilt = [piece for piece in candidates if codes[piece.job].spills == 0]
+        for rank, piece in enumerate(unspilt or candidates):
+            yield piece, rank
 
 
 def _job(site: Site, launch: Launch, target: Target) -> Job:
