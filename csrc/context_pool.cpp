@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "error.h"
 #include "message.h"
@@ -49,17 +50,27 @@ std::byte *Workspace::staging(size_t needed) {
     return results.data();
 }
 
+float *Workspace::scratch(size_t count) {
+    values.resize(std::max(values.size(), count));
+    return values.data();
+}
+
+double Workspace::bytes() const {
+    return context_bytes +
+           static_cast<double>(pixels.capacity() + results.capacity() + values.capacity() * sizeof(float));
+}
+
 std::unique_ptr<Workspace> make_workspace(const Executor &executor, const Plan &plan, const PassShape &shape) {
     auto workspace = std::make_unique<Workspace>();
-    workspace->bytes = arena_bytes(plan, shape);
+    workspace->context_bytes = arena_bytes(plan, shape);
     // Linux grants more memory than there is and kills the process when it is used, so the limit is drawn here.
     const double machine_bytes =
         static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
-    if (workspace->bytes > machine_bytes)
+    if (workspace->context_bytes > machine_bytes)
         throw Error(UF_ERR_OUT_OF_MEMORY,
                     message("one pass over ", shape.count, " image(s) of ", shape.height, " x ", shape.width,
-                            " pixels needs ", workspace->bytes / 1e9, " GB, this machine has ", machine_bytes / 1e9,
-                            " GB; use tiling fast or exact, or a smaller tile"));
+                            " pixels needs ", workspace->context_bytes / 1e9, " GB, this machine has ",
+                            machine_bytes / 1e9, " GB; use tiling fast or exact, or a smaller tile"));
     const auto count = static_cast<size_t>(shape.count);
     workspace->context = executor.make_context(shape);
     workspace->images.resize(count);
@@ -73,30 +84,32 @@ ContextPool::ContextPool(const Executor &executor, const Plan &plan) : executor_
 std::unique_ptr<Workspace> ContextPool::take(const PassShape &shape) {
     {
         const std::lock_guard<std::mutex> lock(brief_mutex());
-        for (auto place = idle_.begin(); place != idle_.end(); ++place)
-            if (equal((*place)->context->shape(), shape)) {
-                std::unique_ptr<Workspace> found = std::move(*place);
-                idle_.erase(place);
-                return found;
-            }
+        const auto latest = std::find_if(idle_.rbegin(), idle_.rend(), [&](const std::unique_ptr<Workspace> &idle) {
+            return equal(idle->context->shape(), shape);
+        });
+        if (latest != idle_.rend()) {
+            std::unique_ptr<Workspace> found = std::move(*latest);
+            idle_.erase(std::prev(latest.base()));
+            return found;
+        }
     }
     return make_workspace(executor_, plan_, shape);
 }
 
 void ContextPool::give_back(std::unique_ptr<Workspace> workspace) {
-    std::list<std::unique_ptr<Workspace>> latest, surplus; // freed after the mutex is
-    latest.push_back(std::move(workspace));
+    std::vector<std::unique_ptr<Workspace>> surplus; // freed after the mutex is
     const std::lock_guard<std::mutex> lock(brief_mutex());
-    idle_.splice(idle_.begin(), latest);
+    idle_.push_back(std::move(workspace));
     double total = 0.0;
-    for (auto place = idle_.begin(); place != idle_.end();) {
-        const auto here = place++;
-        const double bytes =
-            (*here)->bytes + static_cast<double>((*here)->pixels.capacity() + (*here)->results.capacity());
-        if (total + bytes > most_idle_bytes)
-            surplus.splice(surplus.end(), idle_, here);
-        else
+    for (auto place = idle_.end(); place != idle_.begin();) {
+        --place;
+        const double bytes = (*place)->bytes();
+        if (total + bytes > most_idle_bytes) {
+            surplus.push_back(std::move(*place));
+            place = idle_.erase(place);
+        } else {
             total += bytes;
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <list>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -16,13 +15,17 @@ namespace uf {
 // locked by a thread that does not exist there.
 std::mutex &brief_mutex();
 
-// A context with the staging memory of the engine around it.
+// A context with the memory of the engine around it, which is kept for the next call.
 struct Workspace {
     std::unique_ptr<Context> context;
-    double bytes = 0; // of the context, roughly
+    double context_bytes = 0; // roughly
     std::vector<std::byte> pixels, results;
+    std::vector<float> values;
     // Memory of at least so many bytes for the results of a full batch; the context's own where that saves a copy.
     std::byte *staging(size_t bytes);
+    // Memory for at least so many numbers between pixels and results.
+    float *scratch(size_t count);
+    double bytes() const;
     std::vector<ImageView> images;
     std::vector<PixelTransform> transforms;
     std::vector<OutputView> outputs;
@@ -41,14 +44,14 @@ class ContextPool {
     ContextPool(const ContextPool &) = delete;
     ContextPool &operator=(const ContextPool &) = delete;
 
-    // One that waits, or a new one.
+    // One that waits, or a new one.  A call of a shape that has been seen allocates nothing.
     std::unique_ptr<Workspace> take(const PassShape &shape);
     void give_back(std::unique_ptr<Workspace> workspace);
 
   private:
     const Executor &executor_;
     const Plan &plan_;
-    std::list<std::unique_ptr<Workspace>> idle_; // the latest used first
+    std::vector<std::unique_ptr<Workspace>> idle_; // the latest used last
 };
 
 } // namespace uf

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -194,7 +195,7 @@ class WindowReader {
 
   private:
     // Pixels of the mirrored image that the tiles of an axis see; the last tile begins last.
-    static int64_t seen(const TileAxis &axis) { return axis.tiles.back().origin + axis.side; }
+    static int64_t seen(const TileAxis &axis) { return axis[axis.count - 1].origin + axis.side; }
 
     const Layout &layout_;
     ImageBatch images_;
@@ -210,12 +211,13 @@ class Passes {
   public:
     Passes(const Engine::Backend &backend, const PassShape &shape, int64_t passes, bool one_by_one = false)
         : contexts_(*backend.contexts), passes_(passes) {
-        const int64_t lanes = one_by_one ? 1 : std::min<int64_t>(backend.executor->overlapping_passes(), passes);
-        for (int64_t lane = 0; lane < lanes; ++lane)
+        const int64_t most = one_by_one ? 1 : most_lanes;
+        const int64_t wanted = std::min<int64_t>({backend.executor->overlapping_passes(), passes, most});
+        for (; lanes_ < wanted; ++lanes_)
             try {
-                workspaces_.push_back(contexts_.take(shape));
+                workspaces_[lanes_] = contexts_.take(shape);
             } catch (const Error &error) {
-                if (lane == 0 || error.status() != UF_ERR_OUT_OF_MEMORY)
+                if (lanes_ == 0 || error.status() != UF_ERR_OUT_OF_MEMORY)
                     throw;
                 break; // the second only saves time
             }
@@ -224,25 +226,24 @@ class Passes {
     // start(pass, workspace) fills the workspace and calls `begin`, collect(pass, workspace) takes the results; both in
     // the order of passes.  Where one of them throws, the contexts are not used again.
     template <class Start, class Collect> void run(const Start &start, const Collect &collect) {
-        const auto lanes = static_cast<int64_t>(workspaces_.size());
-        const auto of = [&](int64_t pass) -> Workspace & { return *workspaces_[static_cast<size_t>(pass % lanes)]; };
-        for (int64_t pass = 0; pass < passes_ + lanes - 1; ++pass) {
+        const auto of = [&](int64_t pass) -> Workspace & { return *workspaces_[pass % lanes_]; };
+        for (int64_t pass = 0; pass < passes_ + lanes_ - 1; ++pass) {
             if (pass < passes_)
                 start(pass, of(pass));
-            if (const int64_t before = pass + 1 - lanes; before >= 0) {
-                if (lanes > 1)
+            if (const int64_t before = pass + 1 - lanes_; before >= 0) {
+                if (lanes_ > 1)
                     of(before).context->finish_pass();
                 collect(before, of(before));
             }
         }
-        for (std::unique_ptr<Workspace> &workspace : workspaces_)
-            contexts_.give_back(std::move(workspace));
+        for (int64_t lane = 0; lane < lanes_; ++lane)
+            contexts_.give_back(std::move(workspaces_[lane]));
     }
 
     // The first `count` images of the workspace.
     void begin(Workspace &workspace, int64_t count, float logit_threshold) const {
         Context &context = *workspace.context;
-        if (workspaces_.size() > 1)
+        if (lanes_ > 1)
             context.start_pass(workspace.images.data(), workspace.transforms.data(), static_cast<int>(count),
                                logit_threshold, workspace.outputs.data());
         else
@@ -250,10 +251,15 @@ class Passes {
                         workspace.outputs.data(), nullptr);
     }
 
+    // For what lasts as long as all of the passes; a pass may use the memory of its own workspace otherwise.
+    Workspace &first() { return *workspaces_[0]; }
+
   private:
+    static constexpr int most_lanes = 2;
     ContextPool &contexts_;
     const int64_t passes_;
-    std::vector<std::unique_ptr<Workspace>> workspaces_;
+    std::array<std::unique_ptr<Workspace>, most_lanes> workspaces_;
+    int64_t lanes_ = 0;
 };
 
 } // namespace
@@ -392,28 +398,23 @@ void Engine::segment_here(const Backend &backend, const ImageBatch &images, cons
                           const Layout &layout, const OutputBatch &outputs) {
     if (!images.first.on_device)
         require_finite(images);
-    std::vector<PixelTransform> transforms;
-    for (int index = 0; index < images.count; ++index)
-        transforms.push_back(pixel_transform(*plan_, images, index));
     switch (layout.kind) {
     case Layout::Kind::abutting:
-        run_abutting(backend, layout, images, transforms, options.threshold, outputs);
+        run_abutting(backend, layout, images, options.threshold, outputs);
         break;
     case Layout::Kind::blended:
         for (int index = 0; index < images.count; ++index)
-            run_blended(backend, layout, images, index, transforms[static_cast<size_t>(index)], options.threshold,
-                        outputs[index]);
+            run_blended(backend, layout, images, index, options.threshold, outputs[index]);
         break;
     case Layout::Kind::resized:
-        run_resized(backend, layout, images, transforms, options.threshold, outputs);
+        run_resized(backend, layout, images, options.threshold, outputs);
         break;
     }
 }
 
-void Engine::run_abutting(const Backend &backend, const Layout &layout, const ImageBatch &images,
-                          const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs) {
-    const auto columns = static_cast<int64_t>(layout.x.tiles.size());
-    const int64_t tiles = columns * static_cast<int64_t>(layout.y.tiles.size());
+void Engine::run_abutting(const Backend &backend, const Layout &layout, const ImageBatch &images, float threshold,
+                          const OutputBatch &outputs) {
+    const int64_t columns = layout.x.count, tiles = columns * layout.y.count;
     const int64_t items = tiles * images.count;
     // In device memory each tile writes what it has from its own corner on.  The last one comes first, so that those
     // above and left of it, whose pixels there are right, write over what is wrong at its upper and left side.
@@ -432,14 +433,13 @@ void Engine::run_abutting(const Backend &backend, const Layout &layout, const Im
 
     struct Place {
         int image;
-        const TileSpan &y, &x;
+        TileSpan y, x;
         bool in_place;
     };
     const auto place = [&](int64_t item) -> Place {
         if (painted)
             item = items - 1 - item;
-        const TileSpan &y = layout.y.tiles[static_cast<size_t>(item % tiles / columns)];
-        const TileSpan &x = layout.x.tiles[static_cast<size_t>(item % columns)];
+        const TileSpan y = layout.y[item % tiles / columns], x = layout.x[item % columns];
         return {static_cast<int>(item / tiles), y, x, on_device || (all_used(layout.y, y) && all_used(layout.x, x))};
     };
     const auto target = [&](const Place &at) {
@@ -454,11 +454,15 @@ void Engine::run_abutting(const Backend &backend, const Layout &layout, const Im
     };
     const auto in_pass = [&](int64_t pass) { return std::min(count, items - pass * count); };
 
+    int latest_image = -1; // whose tiles follow each other
+    PixelTransform transform;
     const auto start = [&](int64_t pass, Workspace &workspace) {
         for (int64_t i = 0; i < in_pass(pass); ++i) {
             const auto slot = static_cast<size_t>(i);
             const Place at = place(pass * count + i);
-            windows.read(workspace, slot, at.image, at.y, at.x, transforms[static_cast<size_t>(at.image)]);
+            if (at.image != latest_image)
+                transform = pixel_transform(*plan_, images, latest_image = at.image);
+            windows.read(workspace, slot, at.image, at.y, at.x, transform);
             workspace.outputs[slot] =
                 at.in_place ? target(at)
                             : OutputView{workspace.staging(static_cast<size_t>(staging * count)) + i * staging,
@@ -484,115 +488,136 @@ void Engine::run_abutting(const Backend &backend, const Layout &layout, const Im
 }
 
 void Engine::run_blended(const Backend &backend, const Layout &layout, const ImageBatch &images, int index,
-                         const PixelTransform &transform, float threshold, const OutputView &output) {
-    const std::vector<TileSpan> &rows = layout.y.tiles, &columns = layout.x.tiles;
-    const PassShape shape = pass_shape(static_cast<int64_t>(columns.size()), layout);
-    const auto count = static_cast<size_t>(shape.count);
-    const size_t passes_per_row = (columns.size() + count - 1) / count;
+                         float threshold, const OutputView &output) {
+    const TileAxis &rows = layout.y, &columns = layout.x;
+    const PassShape shape = pass_shape(columns.count, layout);
+    const int64_t count = shape.count, passes_per_row = (columns.count + count - 1) / count;
     const WindowReader windows(*backend.executor, layout, images);
-    Passes lanes(backend, shape, static_cast<int64_t>(rows.size() * passes_per_row));
-    const auto weights_y = blend_weights(layout.y, layout.overlap), weights_x = blend_weights(layout.x, layout.overlap);
+    Passes lanes(backend, shape, rows.count * passes_per_row);
+    const PixelTransform transform = pixel_transform(*plan_, images, index);
     const int64_t channels = plan_->output_channels;
-    const int64_t tile_row = layout.x.core * channels, tile_values = layout.y.core * tile_row;
-    const size_t tile_bytes = static_cast<size_t>(tile_values) * sizeof(float);
+    const int64_t tile_row = columns.core * channels, tile_values = rows.core * tile_row;
+    const int64_t tile_bytes = tile_values * static_cast<int64_t>(sizeof(float));
+
+    // The weights of rows and columns, then the sums of one row of tiles.
+    const int64_t band_row = layout.width * channels, band_rows = std::min(rows.core, layout.height);
+    const int64_t weights = rows.count * rows.core + columns.count * columns.core;
+    float *const weights_y = lanes.first().scratch(static_cast<size_t>(weights + band_rows * band_row));
+    float *const weights_x = weights_y + rows.count * rows.core, *const band = weights_y + weights;
+    blend_weights(rows, layout.overlap, weights_y);
+    blend_weights(columns, layout.overlap, weights_x);
+    std::fill_n(band, band_rows * band_row, 0.0F);
 
     struct Span {
-        size_t row, first, count; // tiles [first, first + count) of that row
+        int64_t row, first, count; // tiles [first, first + count) of that row
     };
     const auto span = [&](int64_t pass) -> Span {
-        const size_t row = static_cast<size_t>(pass) / passes_per_row;
-        const size_t first = static_cast<size_t>(pass) % passes_per_row * count;
-        return {row, first, std::min(count, columns.size() - first)};
+        const int64_t first = pass % passes_per_row * count;
+        return {pass / passes_per_row, first, std::min(count, columns.count - first)};
     };
     const auto start = [&](int64_t pass, Workspace &workspace) {
         const Span tiles = span(pass);
-        std::byte *const results = workspace.staging(tile_bytes * count);
-        for (size_t i = 0; i < tiles.count; ++i) {
-            windows.read(workspace, i, index, rows[tiles.row], columns[tiles.first + i], transform);
-            workspace.outputs[i] = {results + i * tile_bytes, ResultType::probability,
-                                    tile_row * static_cast<int64_t>(sizeof(float))};
+        std::byte *const results = workspace.staging(static_cast<size_t>(tile_bytes * count));
+        for (int64_t i = 0; i < tiles.count; ++i) {
+            const auto slot = static_cast<size_t>(i);
+            windows.read(workspace, slot, index, rows[tiles.row], columns[tiles.first + i], transform);
+            workspace.outputs[slot] = {results + i * tile_bytes, ResultType::probability,
+                                       tile_row * static_cast<int64_t>(sizeof(float))};
         }
-        lanes.begin(workspace, static_cast<int64_t>(tiles.count), 0.0F);
+        lanes.begin(workspace, tiles.count, 0.0F);
     };
 
-    // The sums of one row of tiles; what the next row of tiles does not add to is written out, the rest moves up.
-    const int64_t band_row = layout.width * channels;
-    std::vector<float> band(static_cast<size_t>(std::min(layout.y.core, layout.height) * band_row), 0.0F);
-    const auto finish_row = [&](size_t row) {
+    // What the next row of tiles does not add to is written out, the rest moves up.
+    const auto finish_row = [&](int64_t row) {
         const int64_t origin = rows[row].origin;
-        const int64_t finished = (row + 1 == rows.size() ? layout.height : rows[row + 1].origin) - origin;
+        const int64_t finished = (row + 1 == rows.count ? layout.height : rows[row + 1].origin) - origin;
         threads_->run(finished, [&](int64_t line, int) {
-            float *values = band.data() + line * band_row;
+            float *values = band + line * band_row;
             if (plan_->output_kind != OutputKind::identity) // weights add up to 1 only nearly
                 for (int64_t i = 0; i < band_row; ++i)
                     values[i] = std::min(values[i], 1.0F);
             write_row(values, layout.width, *plan_, threshold, output, origin + line);
         });
-        band.erase(band.begin(), band.begin() + finished * band_row);
-        band.resize(band.size() + static_cast<size_t>(finished * band_row), 0.0F);
+        std::fill(std::copy(band + finished * band_row, band + band_rows * band_row, band), band + band_rows * band_row,
+                  0.0F);
     };
     const auto collect = [&](int64_t pass, const Workspace &workspace) {
         const Span tiles = span(pass);
-        const TileSpan &y = rows[tiles.row];
+        const TileSpan y = rows[tiles.row];
         threads_->run(y.end - y.begin, [&](int64_t line, int) {
-            const float weight_y = weights_y[tiles.row][static_cast<size_t>(line)];
-            for (size_t i = 0; i < tiles.count; ++i) {
-                const float *from = reinterpret_cast<const float *>(workspace.outputs[i].data) + line * tile_row;
-                float *to = band.data() + line * band_row + columns[tiles.first + i].begin * channels;
-                for (const float weight_x : weights_x[tiles.first + i])
+            const float weight_y = weights_y[tiles.row * rows.core + line];
+            for (int64_t i = 0; i < tiles.count; ++i) {
+                const int64_t column = tiles.first + i;
+                const TileSpan x = columns[column];
+                const float *from =
+                    reinterpret_cast<const float *>(workspace.outputs[static_cast<size_t>(i)].data) + line * tile_row;
+                const float *const weight_x = weights_x + column * columns.core;
+                float *to = band + line * band_row + x.begin * channels;
+                for (int64_t pixel = 0; pixel < x.end - x.begin; ++pixel)
                     for (int64_t channel = 0; channel < channels; ++channel)
-                        *to++ += weight_y * weight_x * *from++;
+                        *to++ += weight_y * weight_x[pixel] * *from++;
             }
         });
-        if (tiles.first + tiles.count == columns.size())
+        if (tiles.first + tiles.count == columns.count)
             finish_row(tiles.row);
     };
     lanes.run(start, collect);
 }
 
-void Engine::run_resized(const Backend &backend, const Layout &layout, const ImageBatch &images,
-                         const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs) {
+void Engine::run_resized(const Backend &backend, const Layout &layout, const ImageBatch &images, float threshold,
+                         const OutputBatch &outputs) {
     const int64_t side_y = layout.y.result, side_x = layout.x.result;
-    const int64_t channels = plan_->output_channels;
-    const int64_t pixel_values = side_y * side_x * images.channels, result_values = side_y * side_x * channels;
-    const int batch = pass_count(images.count, layout);
-    std::vector<float> pixels(static_cast<size_t>(pixel_values * batch));
-    std::vector<float> results(static_cast<size_t>(result_values * batch));
+    const int channels = plan_->output_channels;
+    const int64_t pixel_values = side_y * side_x * images.channels, result_row = side_x * channels;
+    const int64_t image_bytes = side_y * result_row * static_cast<int64_t>(sizeof(float));
     const int64_t row_values = layout.width * channels;
-    std::vector<float> rows(static_cast<size_t>(row_values * threads_->threads()));
+    const PassShape shape = pass_shape(images.count, layout);
+    const int64_t count = shape.count, passes = (images.count + count - 1) / count;
+    Passes lanes(backend, shape, passes);
+    const auto in_pass = [&](int64_t pass) { return std::min(count, images.count - pass * count); };
 
-    ImageBatch small;
-    small.first =
-        tight_view(reinterpret_cast<const std::byte *>(pixels.data()), PixelType::float32, side_x, images.channels);
-    small.image_stride = pixel_values * static_cast<int64_t>(sizeof(float));
-    small.height = side_y;
-    small.width = side_x;
-    small.channels = images.channels;
-    OutputBatch probabilities;
-    probabilities.first = {reinterpret_cast<std::byte *>(results.data()), ResultType::probability,
-                           side_x * channels * static_cast<int64_t>(sizeof(float))};
-    probabilities.image_stride = result_values * static_cast<int64_t>(sizeof(float));
-
-    for (int first = 0; first < images.count; first += batch) {
-        small.count = std::min(batch, images.count - first);
-        threads_->run(side_y * small.count, [&](int64_t task, int) {
+    // The small images of a pass, then one row of a result for each thread.
+    const auto pixels_of = [&](Workspace &workspace) {
+        return workspace.scratch(static_cast<size_t>(pixel_values * count + row_values * threads_->threads()));
+    };
+    const auto start = [&](int64_t pass, Workspace &workspace) {
+        float *const pixels = pixels_of(workspace);
+        threads_->run(side_y * in_pass(pass), [&](int64_t task, int) {
             const int64_t image = task / side_y, row = task % side_y;
-            resize_row(images[first + image], images.height, images.width, images.channels, row, side_y, side_x,
-                       pixels.data() + image * pixel_values + row * side_x * images.channels);
+            resize_row(images[pass * count + image], images.height, images.width, images.channels, row, side_y, side_x,
+                       pixels + image * pixel_values + row * side_x * images.channels);
         });
-        run_abutting(backend, layout, small, {transforms.begin() + first, transforms.begin() + first + small.count},
-                     threshold, probabilities);
-        threads_->run(layout.height * small.count, [&](int64_t task, int worker) {
+        ImageBatch small;
+        small.first =
+            tight_view(reinterpret_cast<const std::byte *>(pixels), PixelType::float32, side_x, images.channels);
+        small.image_stride = pixel_values * static_cast<int64_t>(sizeof(float));
+        small.height = side_y;
+        small.width = side_x;
+        small.channels = images.channels;
+        const WindowReader windows(*backend.executor, layout, small);
+        std::byte *const results = workspace.staging(static_cast<size_t>(image_bytes * count));
+        for (int64_t i = 0; i < in_pass(pass); ++i) {
+            const auto slot = static_cast<size_t>(i);
+            const int index = static_cast<int>(i);
+            windows.read(workspace, slot, index, layout.y[0], layout.x[0],
+                         pixel_transform(*plan_, images, static_cast<int>(pass * count) + index));
+            workspace.outputs[slot] = {results + i * image_bytes, ResultType::probability,
+                                       result_row * static_cast<int64_t>(sizeof(float))};
+        }
+        lanes.begin(workspace, in_pass(pass), 0.0F);
+    };
+    const auto collect = [&](int64_t pass, Workspace &workspace) {
+        float *const rows = pixels_of(workspace) + pixel_values * count;
+        threads_->run(layout.height * in_pass(pass), [&](int64_t task, int worker) {
             const int64_t image = task / layout.height, row = task % layout.height;
-            float *values = rows.data() + worker * row_values;
+            float *const values = rows + worker * row_values;
             const ImageView probability =
-                tight_view(reinterpret_cast<const std::byte *>(results.data() + image * result_values),
-                           PixelType::float32, side_x, static_cast<int>(channels));
-            resize_row(probability, side_y, side_x, static_cast<int>(channels), row, layout.height, layout.width,
-                       values);
-            write_row(values, layout.width, *plan_, threshold, outputs[first + image], row);
+                tight_view(workspace.outputs[static_cast<size_t>(image)].data, PixelType::float32, side_x, channels);
+            resize_row(probability, side_y, side_x, channels, row, layout.height, layout.width, values);
+            write_row(values, layout.width, *plan_, threshold, outputs[pass * count + image], row);
         });
-    }
+    };
+    lanes.run(start, collect);
 }
 
 Session::Session(std::shared_ptr<Engine> engine, const PassShape &shape)

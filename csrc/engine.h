@@ -6,7 +6,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <vector>
 
 #include "context_pool.h"
 #include "executor.h"
@@ -48,7 +47,8 @@ class Engine {
     // The strings live as long as the engine.
     uf_info info() const;
 
-    // `layout` is that of the images and options; `outputs` must have been checked for its height and width.
+    // `layout` is that of the images and options; `outputs` must have been checked for its height and width.  On a CPU
+    // it allocates nothing where a call of the same sizes has returned before and no other is running.
     void segment(const ImageBatch &images, const RunOptions &options, const Layout &layout, const OutputBatch &outputs);
 
     // See uf_engine_profile.
@@ -67,12 +67,12 @@ class Engine {
 
     void segment_here(const Backend &backend, const ImageBatch &images, const RunOptions &options, const Layout &layout,
                       const OutputBatch &outputs);
-    void run_abutting(const Backend &backend, const Layout &layout, const ImageBatch &images,
-                      const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs);
-    void run_blended(const Backend &backend, const Layout &layout, const ImageBatch &images, int index,
-                     const PixelTransform &transform, float threshold, const OutputView &output);
-    void run_resized(const Backend &backend, const Layout &layout, const ImageBatch &images,
-                     const std::vector<PixelTransform> &transforms, float threshold, const OutputBatch &outputs);
+    void run_abutting(const Backend &backend, const Layout &layout, const ImageBatch &images, float threshold,
+                      const OutputBatch &outputs);
+    void run_blended(const Backend &backend, const Layout &layout, const ImageBatch &images, int index, float threshold,
+                     const OutputView &output);
+    void run_resized(const Backend &backend, const Layout &layout, const ImageBatch &images, float threshold,
+                     const OutputBatch &outputs);
 
     const std::shared_ptr<Plan> plan_; // whose weights a CPU executor takes over
     const EngineOptions options_;

@@ -29,13 +29,17 @@ int64_t previous_legal(const Plan &plan, int64_t most) {
 
 int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-TileAxis one_tile(const Plan &plan, int64_t side, int64_t result) {
-    return {side, side - 2 * plan.margin, result, {{0, 0, result}}};
+TileAxis tiles_of(const Plan &plan, int64_t side, int64_t result) {
+    TileAxis axis;
+    axis.side = side;
+    axis.core = side - 2 * plan.margin;
+    axis.result = result;
+    return axis;
 }
 
 // One tile over everything, padded at the end to a legal size.
 TileAxis whole_axis(const Plan &plan, int64_t size) {
-    return one_tile(plan, plan.next_legal(size + 2 * plan.margin), size);
+    return tiles_of(plan, plan.next_legal(size + 2 * plan.margin), size);
 }
 
 TileAxis overlapping_axis(const Plan &plan, int64_t size, int64_t side, int64_t overlap) {
@@ -43,12 +47,11 @@ TileAxis overlapping_axis(const Plan &plan, int64_t size, int64_t side, int64_t 
     if (size <= core)
         return whole_axis(plan, size);
     const int64_t step = core - overlap;
-    const int64_t count = (size - overlap + step - 1) / step;
-    TileAxis axis{side, core, size, {}};
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t origin = i * (size - core) / (count - 1);
-        axis.tiles.push_back({origin, origin, origin + core});
-    }
+    TileAxis axis = tiles_of(plan, side, size);
+    axis.overlapping = true;
+    axis.count = (size - overlap + step - 1) / step;
+    axis.last_origin = axis.advance = size - core;
+    axis.parts = axis.count - 1;
     return axis;
 }
 
@@ -75,19 +78,17 @@ TileAxis exact_axis(const Plan &plan, int64_t size, int64_t largest_side) {
                plan.next_legal(lost + plan.multiple));
     // As many tiles as needed, then as small as they may be for that number.
     const int64_t inner = whole.core - 2 * edge;
-    const int64_t count = (inner + largest_step - 1) / largest_step;
-    const int64_t step = rounded_up((inner + count - 1) / count, grid);
+    const int64_t most = (inner + largest_step - 1) / largest_step;
+    const int64_t step = rounded_up((inner + most - 1) / most, grid);
     const int64_t least_side = plan.next_legal(step + lost);
     const int64_t side = least_side + (whole.side - least_side) % grid;
-    TileAxis axis{side, side - 2 * plan.margin, size, {}};
-    int64_t done = 0;
-    for (int64_t i = 0; i < count && done < size; ++i) {
-        const int64_t origin = std::min(i * step, whole.side - side);
-        const bool last = origin + side == whole.side;
-        const int64_t end = last ? size : std::min(origin + axis.core - edge, size);
-        axis.tiles.push_back({origin, done, end});
-        done = end;
-    }
+    TileAxis axis = tiles_of(plan, side, size);
+    axis.last_origin = whole.side - side;
+    axis.advance = step;
+    axis.edge = edge;
+    // Those before the last reach as far as this at most, and what they give may be enough.
+    const int64_t missing = std::min(axis.last_origin, size - (axis.core - edge));
+    axis.count = 1 + rounded_up(missing, step) / step;
     return axis;
 }
 
@@ -101,6 +102,17 @@ int64_t tile_side(const Plan &plan, const RunOptions &options, int64_t otherwise
 }
 
 } // namespace
+
+int64_t TileAxis::origin_of(int64_t tile) const { return std::min(tile * advance / parts, last_origin); }
+
+int64_t TileAxis::end_of(int64_t tile) const {
+    return tile + 1 == count ? result : std::min(origin_of(tile) + core - edge, result);
+}
+
+TileSpan TileAxis::operator[](int64_t tile) const {
+    const int64_t origin = origin_of(tile);
+    return {origin, overlapping ? origin : tile == 0 ? 0 : end_of(tile - 1), end_of(tile)};
+}
 
 RunOptions check_run_options(const uf_run_options *options, const Plan &plan) {
     RunOptions result;
@@ -144,8 +156,8 @@ Layout make_layout(const Plan &plan, int64_t height, int64_t width, const RunOpt
         layout.mirror = 0;
         layout.height = height - 2 * plan.margin;
         layout.width = width - 2 * plan.margin;
-        layout.y = one_tile(plan, height, layout.height);
-        layout.x = one_tile(plan, width, layout.width);
+        layout.y = tiles_of(plan, height, layout.height);
+        layout.x = tiles_of(plan, width, layout.width);
         break;
     case UF_TILING_EXACT: {
         const int64_t side =
@@ -157,7 +169,7 @@ Layout make_layout(const Plan &plan, int64_t height, int64_t width, const RunOpt
     case UF_TILING_RESIZE: {
         const int64_t side = tile_side(plan, options, plan.tile);
         layout.kind = Layout::Kind::resized;
-        layout.y = layout.x = one_tile(plan, side, side - 2 * plan.margin);
+        layout.y = layout.x = tiles_of(plan, side, side - 2 * plan.margin);
         break;
     }
     case UF_TILING_FAST: {
@@ -169,7 +181,7 @@ Layout make_layout(const Plan &plan, int64_t height, int64_t width, const RunOpt
                    " pixels that a tile gives are allowed");
         layout.y = overlapping_axis(plan, height, side, layout.overlap);
         layout.x = overlapping_axis(plan, width, side, layout.overlap);
-        if (layout.y.tiles.size() > 1 || layout.x.tiles.size() > 1)
+        if (layout.y.count > 1 || layout.x.count > 1)
             layout.kind = Layout::Kind::blended;
         break;
     }
@@ -177,29 +189,29 @@ Layout make_layout(const Plan &plan, int64_t height, int64_t width, const RunOpt
     return layout;
 }
 
-std::vector<std::vector<float>> blend_weights(const TileAxis &axis, int64_t overlap) {
-    const int64_t last_start = axis.result - axis.core;
+void blend_weights(const TileAxis &axis, int64_t overlap, float *weights) {
     const auto ramp = [&](int64_t distance) {
         return overlap == 0 ? 1.0 : std::min(1.0, (static_cast<double>(distance) + 0.5) / static_cast<double>(overlap));
     };
-    std::vector<double> sums(static_cast<size_t>(axis.result), 0.0);
-    std::vector<std::vector<double>> raw;
-    for (const TileSpan &tile : axis.tiles) {
-        std::vector<double> &weights = raw.emplace_back();
-        for (int64_t i = 0; i < tile.end - tile.begin; ++i) {
-            const double from_start = tile.origin > 0 ? ramp(i) : 1.0;
-            const double from_end = tile.origin < last_start ? ramp(axis.core - 1 - i) : 1.0;
-            weights.push_back(std::min(from_start, from_end));
-            sums[static_cast<size_t>(tile.begin + i)] += weights.back();
+    const auto undivided = [&](const TileSpan &tile, int64_t position) {
+        const int64_t within = position - tile.begin;
+        const double from_start = tile.origin > 0 ? ramp(within) : 1.0;
+        const double from_end = tile.origin < axis.last_origin ? ramp(axis.core - 1 - within) : 1.0;
+        return std::min(from_start, from_end);
+    };
+    for (int64_t number = 0; number < axis.count; ++number, weights += axis.core) {
+        const TileSpan tile = axis[number];
+        int64_t first = number; // of those that share pixels with this one
+        while (first > 0 && axis[first - 1].end > tile.begin)
+            --first;
+        for (int64_t position = tile.begin; position < tile.end; ++position) {
+            double sum = 0.0;
+            for (int64_t other = first; other < axis.count && axis[other].begin <= position; ++other)
+                if (const TileSpan shares = axis[other]; position < shares.end)
+                    sum += undivided(shares, position);
+            weights[position - tile.begin] = static_cast<float>(undivided(tile, position) / sum);
         }
     }
-    std::vector<std::vector<float>> result;
-    for (size_t t = 0; t < raw.size(); ++t) {
-        std::vector<float> &weights = result.emplace_back();
-        for (size_t i = 0; i < raw[t].size(); ++i)
-            weights.push_back(static_cast<float>(raw[t][i] / sums[static_cast<size_t>(axis.tiles[t].begin) + i]));
-    }
-    return result;
 }
 
 } // namespace uf

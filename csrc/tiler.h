@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "plan.h"
 #include "unet_fast.h"
@@ -27,10 +26,21 @@ struct TileSpan {
     int64_t begin = 0, end = 0; // result pixels that are taken from this tile
 };
 
+// Tiles of one size along an axis.  They follow from a few numbers, so that a layout allocates nothing.
 struct TileAxis {
     int64_t side = 0, core = 0;
-    int64_t result = 0; // pixels of the result (of the small image, if resized)
-    std::vector<TileSpan> tiles;
+    int64_t result = 0;      // pixels of the result (of the small image, if resized)
+    int64_t count = 1;       // of tiles
+    int64_t last_origin = 0; // that of tile i is i * advance / parts, and this at most
+    int64_t advance = 0, parts = 1;
+    int64_t edge = 0;         // pixels that a tile leaves to the next one
+    bool overlapping = false; // else a tile gives the pixels from where the one before ends
+
+    TileSpan operator[](int64_t tile) const;
+
+  private:
+    int64_t origin_of(int64_t tile) const;
+    int64_t end_of(int64_t tile) const;
 };
 
 struct Layout {
@@ -51,7 +61,8 @@ struct Layout {
 Layout make_layout(const Plan &plan, int64_t height, int64_t width, const RunOptions &options);
 
 // For each tile of an axis, the weight of each pixel of its core: rising over `overlap` pixels from a side with a
-// neighbour, 1 inside, and for each pixel divided by the sum over the tiles that have it.
-std::vector<std::vector<float>> blend_weights(const TileAxis &axis, int64_t overlap);
+// neighbour, 1 inside, and for each pixel divided by the sum over the tiles that have it.  Writes `core` weights for
+// each tile, those beyond the result left out.
+void blend_weights(const TileAxis &axis, int64_t overlap, float *weights);
 
 } // namespace uf

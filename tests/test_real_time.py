@@ -1,4 +1,4 @@
-"""What a control loop relies on: uf_enqueue does nothing but compute, on threads that are where they were put."""
+"""What a control loop relies on: a call does nothing but compute, on threads that are where they were put."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from tests.programs import compile_program, run
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"no {LIBRARY}")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_enqueue_only_computes(threads: int, engine_file: Callable[..., Path], tmp_path: Path) -> None:
-    """No allocation, lock, locale, page fault or system call; with more than one thread futex, to wake and wait."""
+@pytest.mark.parametrize(("network", "threads"), [("plain", 1), ("plain", 2), ("valid", 1), ("standardise", 1)])
+def test_calls_only_compute(network: str, threads: int, engine_file: Callable[..., Path], tmp_path: Path) -> None:
+    """No allocation, locale, page fault or system call, and no mutex in uf_enqueue; with more than one thread futex, to
+    wake and wait."""
     if platform.libc_ver()[0] != "glibc" or platform.system() != "Linux":
         pytest.skip("counts in ways that need glibc and Linux")
     source = ROOT / "tests" / "c" / "test_real_time.c"
     program = compile_program(tmp_path / "program", source, library=LIBRARY.parent, flags=("-ldl",))
-    said = run(program, engine_file("plain"), str(threads))
+    said = run(program, engine_file(network), str(threads))
     if "skipped" in said:
         pytest.skip(said)
     assert "no system calls" in said

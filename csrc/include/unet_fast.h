@@ -2,12 +2,14 @@
  * @file
  * unet_fast: run a frozen U-Net (.unet file) from C.
  *
+ * @code
  *     uf_engine *engine = NULL;
- *     const uf_image image = {.struct_size = sizeof image, .data = pixels, .dtype = UF_UINT8, .height = 480, .width =
- * 640}; uf_output mask = {.struct_size = sizeof mask, .data = result, .dtype = UF_UINT8}; if
- * (uf_engine_open("cells.unet", NULL, &engine) != UF_OK || uf_segment(engine, &image, NULL, &mask) != UF_OK)
+ *     uf_image image = {.struct_size = sizeof image, .data = pixels, .dtype = UF_UINT8, .height = 480, .width = 640};
+ *     uf_output mask = {.struct_size = sizeof mask, .data = result, .dtype = UF_UINT8};
+ *     if (uf_engine_open("cells.unet", NULL, &engine) != UF_OK || uf_segment(engine, &image, NULL, &mask) != UF_OK)
  *         fprintf(stderr, "%s\n", uf_last_error());
  *     uf_engine_close(engine);
+ * @endcode
  *
  * Conventions, once for all functions:
  *
@@ -87,7 +89,8 @@ typedef enum uf_memory {
 /** How an image that is not of the network's own size is treated. */
 typedef enum uf_tiling {
     UF_TILING_FAST = 0,   /**< tiles of the trained size, overlapping, probabilities blended linearly */
-    UF_TILING_EXACT = 1,  /**< tiles with a halo of context: the same result as the whole image in one pass */
+    UF_TILING_EXACT = 1,  /**< tiles with a halo of context: the same result as the whole image in one pass, but for
+                               roundings */
     UF_TILING_RESIZE = 2, /**< the image is resized to the trained size, the probability back (bilinear) */
     UF_TILING_NONE = 3    /**< one pass over the whole image, whose size must be legal for the network; a network with
                                valid padding returns its own, smaller size */
@@ -277,7 +280,10 @@ UF_API uf_status uf_image_describe(uf_image *image, const void *data, const char
 
 /** Segments an image or batch into a mask or, for a UF_FLOAT32 output, into probabilities.
  * Images and results in batch positions are independent: each equals what it would be alone, bit for bit.
- * May allocate and may wait for other threads' calls; uf_enqueue() is the call for a control loop.
+ * On a CPU, a successful call allocates nothing if a call for the same sizes came before it, as many of them at once
+ * as now, and what they took could be kept, which is up to 512 MB; it opens no file and looks at no locale.  It takes
+ * a mutex three times, briefly, that all engines of the process share; uf_enqueue(), which takes none with `threads` 1,
+ * is the call for a control loop.
  * On a GPU this comes after work on the legacy default stream; what other streams do to the image or the output must
  * be waited for first.
  * @param engine any thread's; many calls may run at once

@@ -15,30 +15,25 @@ int main(int count, char **arguments) {
     if (uf_engine_open(arguments[1], NULL, &engine) != UF_OK)
         return fail("cannot open the engine", uf_last_error());
 
-    uf_image image = {.struct_size = sizeof image};
+    int height = 0, width = 0;
     FILE *file = fopen(arguments[2], "rb");
-    if (!file || fscanf(file, "P5 %d %d 255", &image.width, &image.height) != 2 || fgetc(file) == EOF)
+    if (!file || fscanf(file, "P5 %d %d 255", &width, &height) != 2 || fgetc(file) == EOF || width < 1 || height < 1)
         return fail(arguments[2], "not an 8-bit binary PGM");
-    if (image.width < 1 || image.height < 1)
-        return fail(arguments[2], "empty picture");
-    size_t size = (size_t)image.width * (size_t)image.height;
+    const size_t size = (size_t)width * (size_t)height;
     unsigned char *pixels = malloc(size), *result = malloc(size);
     if (!pixels || !result || fread(pixels, 1, size, file) != size)
         return fail(arguments[2], "cut short");
     fclose(file);
 
-    image.data = pixels;
-    image.dtype = UF_UINT8;
-    image.channels = 1;
-    uf_output mask = {.struct_size = sizeof mask};
-    mask.data = result;
-    mask.dtype = UF_UINT8;
+    const uf_image image = {
+        .struct_size = sizeof image, .data = pixels, .dtype = UF_UINT8, .height = height, .width = width};
+    uf_output mask = {.struct_size = sizeof mask, .data = result, .dtype = UF_UINT8};
     if (uf_segment(engine, &image, NULL, &mask) != UF_OK)
         return fail("cannot segment", uf_last_error());
 
     file = fopen(arguments[3], "wb");
-    if (!file || fprintf(file, "P5\n%d %d\n255\n", image.width, image.height) < 0 ||
-        fwrite(result, 1, size, file) != size || fclose(file) != 0)
+    if (!file || fprintf(file, "P5\n%d %d\n255\n", width, height) < 0 || fwrite(result, 1, size, file) != size ||
+        fclose(file) != 0)
         return fail(arguments[3], "cannot write");
     free(pixels), free(result), uf_engine_close(engine);
     return 0;
