@@ -25,7 +25,7 @@
 
 #include "check.h"
 
-enum { HEIGHT = 150, WIDTH = 100, BATCH = 3, CALLS = 100 };
+enum { HEIGHT = 150, WIDTH = 100, BATCH = 3, CALLS = 40 };
 
 static atomic_long allocations, locks, waits, locales;
 
