@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := $(shell find csrc -type f -not -path 'csrc/cuda/test*') CMakeLists.txt setup.py
 PRETRAINED := $(wildcard pretrained/*.safetensors)
 
-.PHONY: demo build test test-slow test-aarch64 test-wheel test-gpu bench-gpu bench bench-quick lint format clean help
+.PHONY: demo build test test-slow test-aarch64 test-wheel test-gpu soak lock bench-gpu bench bench-quick lint format clean help
 
 demo: build  ## Segment sample micrographs with the shipped network and draw the result
 	$(BIN)/unet-fast demo
@@ -19,6 +19,19 @@ test: $(VENV)/test  ## All tests that need no GPU
 
 test-slow: $(VENV)/test  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+soak: $(VENV)/test  ## The whole campaign of docs/reliability.md: about an hour; MINUTES=10 for each part bounded by time
+	UNET_FAST_SOAK=$(or $(MINUTES),10) $(BIN)/python -m pytest -m "slow or not slow" tests/trust
+	$(BIN)/python -m tests.trust.figures
+
+lock: $(VENV)/test $(VENV)/lint  ## Lock versions and hashes of what is developed with; list the licences
+	$(PIP) install pip-tools
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --build-deps-for wheel --extra test \
+	    --extra lint --constraint constraints.txt --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
+	    --output-file build/requirements.lock pyproject.toml
+	(grep '^#' requirements.lock; sed '/^#/d;/^unet-fast @/d;/^$$/d' build/requirements.lock) > build/requirements.new
+	mv build/requirements.new requirements.lock
+	$(BIN)/python -m tests.trust.licences
 
 # With the Python of the virtual environment if there is one, else with the machine's own: needs no network.
 test-gpu:  ## The tests on a real NVIDIA GPU (skipped aloud without one)

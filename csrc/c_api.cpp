@@ -240,6 +240,15 @@ uf_status uf_engine_info(const uf_engine *engine, uf_info *info) {
     });
 }
 
+int32_t uf_engine_healthy(const uf_engine *engine) {
+    bool healthy = false;
+    const uf_status status = guarded([&] {
+        if (engine != nullptr && engine->content != nullptr)
+            healthy = engine->content->backend()->executor->healthy();
+    });
+    return status == UF_OK && healthy ? 1 : 0;
+}
+
 uf_status uf_output_size(const uf_engine *engine, int32_t height, int32_t width, const uf_run_options *options,
                          int32_t *output_height, int32_t *output_width) {
     return guarded([&] {

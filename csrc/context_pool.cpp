@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <new>
 
 #include "error.h"
 #include "message.h"
@@ -38,7 +39,11 @@ bool equal(const PassShape &a, const PassShape &b) {
 
 std::mutex &brief_mutex() {
     static std::mutex mutex;
-    static const int registered = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
+    static const bool registered = [] {
+        if (pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); }) != 0)
+            throw std::bad_alloc();
+        return true;
+    }();
     static_cast<void>(registered);
     return mutex;
 }

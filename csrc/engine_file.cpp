@@ -18,6 +18,7 @@
 
 #include "cuda/kernel_table.h"
 #include "error.h"
+#include "json_document.h"
 #include "json_value.h"
 #include "message.h"
 
@@ -25,44 +26,16 @@ namespace uf {
 
 namespace {
 
-using nlohmann::json;
-
 constexpr int64_t newest_format_version = 1;
 
 // Far above what any network needs, low enough that a hostile file cannot make the reader work or allocate for long.
 constexpr uint64_t most_header_bytes = uint64_t{16} << 20;
-constexpr int64_t most_json_values = 1 << 20;
-constexpr int most_json_depth = 32;
 constexpr size_t most_tensors = 65536, most_ops = 4096, most_buffers = 4096, most_rank = 8;
 constexpr int most_channels = 65536, largest_side = 65536, largest_halo = 16;
 
 template <class... Parts> [[noreturn]] void foreign(const Parts &...parts) {
     throw Error(UF_ERR_BAD_FILE, message("not an engine file: ", parts...,
                                          "; `unet-fast freeze` makes an engine file from a trained network"));
-}
-
-// JSON without duplicate keys, not too deep and not too long.
-json parse_json(std::string_view text, const char *what) {
-    std::vector<std::set<std::string>> keys; // of the objects that are open
-    int64_t values = 0;
-    const auto guard = [&](int depth, json::parse_event_t event, json &parsed) {
-        if (++values > most_json_values || depth > most_json_depth)
-            bad(what, " has more than ", most_json_values, " values or is nested deeper than ", most_json_depth);
-        if (event == json::parse_event_t::object_start)
-            keys.emplace_back();
-        else if (event == json::parse_event_t::object_end)
-            keys.pop_back();
-        else if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
-            bad(what, " has the key ", in_quotes(parsed.get_ref<const std::string &>()), " twice");
-        return true;
-    };
-    try {
-        return json::parse(text.begin(), text.end(), guard);
-    } catch (const json::parse_error &error) {
-        bad(what, " is not valid JSON at byte ", error.byte, " of ", text.size());
-    } catch (const json::exception &) { // a number out of range
-        bad(what, " holds a number that no double can hold");
-    }
 }
 
 // The safetensors container.
@@ -123,18 +96,16 @@ size_t first_not_finite(const float *values, size_t size) {
 class Container {
   public:
     Container(const std::byte *data, size_t size, std::shared_ptr<const void> owner)
-        : file_(data), size_(size), owner_(std::move(owner)) {
-        const uint64_t header_bytes = header_length(data, size);
-        const std::string_view header(reinterpret_cast<const char *>(data) + 8, static_cast<size_t>(header_bytes));
-        data_ = data + 8 + header_bytes;
-        const uint64_t data_bytes = size - 8 - header_bytes;
-        header_ = parse_json(header, "the header");
-        const Value root(header_, "");
-        if (!header_.is_object() || !header_.contains("__metadata__"))
+        : file_(data), size_(size), owner_(std::move(owner)), header_bytes_(header_length(data, size)),
+          data_(data + 8 + header_bytes_),
+          header_({reinterpret_cast<const char *>(data) + 8, static_cast<size_t>(header_bytes_)}, "the header") {
+        const uint64_t data_bytes = size - 8 - header_bytes_;
+        const nlohmann::json &header = header_.root();
+        if (!header.contains("__metadata__"))
             foreign("a safetensors file without metadata holds weights, but no plan");
-        if (header_.size() > most_tensors + 1)
-            bad("it lists ", header_.size() - 1, " tensors, at most ", most_tensors, " are allowed");
-        for (const auto &[name, entry] : header_.items())
+        if (header.size() > most_tensors + 1)
+            bad("it lists ", header.size() - 1, " tensors, at most ", most_tensors, " are allowed");
+        for (const auto &[name, entry] : header.items())
             if (name != "__metadata__")
                 entries_.emplace(name, read_entry(name, Value(entry, "tensor " + in_quotes(name)), data_bytes));
         check_layout(data_bytes);
@@ -142,7 +113,7 @@ class Container {
 
     // The string with our document.
     const std::string &document() const {
-        const Value metadata(header_.at("__metadata__"), "__metadata__");
+        const Value metadata(header_.root().at("__metadata__"), "__metadata__");
         if (!metadata.has("unet_fast"))
             foreign("a safetensors file with metadata of another program");
         return metadata["unet_fast"].text(most_header_bytes);
@@ -292,19 +263,21 @@ class Container {
             bad("it has ", data_bytes, " bytes of data, but its tensors take ", position);
     }
 
-    const std::byte *file_;
-    size_t size_;
-    std::shared_ptr<const void> owner_;
-    json header_;
+    const std::byte *const file_;
+    const size_t size_;
+    const std::shared_ptr<const void> owner_;
+    const uint64_t header_bytes_;
+    const std::byte *const data_; // of the tensors
+    const JsonDocument header_;
     std::map<std::string, Entry> entries_;
-    const std::byte *data_ = nullptr; // of the tensors
 };
 
 // The document.
 
 class DocumentReader {
   public:
-    DocumentReader(const Container &container, const json &document) : container_(container), root_(document, "") {}
+    DocumentReader(const Container &container, const nlohmann::json &document)
+        : container_(container), root_(document, "") {}
 
     Plan read() {
         read_version();
@@ -494,7 +467,8 @@ class DocumentReader {
 std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code,
                                        const std::shared_ptr<const void> &owner) {
     const Container container(data, size, owner);
-    const json document = parse_json(container.document(), "the plan");
+    const JsonDocument parsed(container.document(), "the plan");
+    const nlohmann::json &document = parsed.root();
     auto plan = std::make_shared<Plan>(DocumentReader(container, document).read());
     check_plan(*plan);
     // Last, for what is wrong with a file that was made wrong says more than that its checksum is.

@@ -114,6 +114,8 @@ class Executor {
                                             ", which has one kernel for each op and nothing to tune; open it on a GPU "
                                             "(device cuda) whose kernels the file has");
     }
+    // False once its device was lost, after which every call fails.
+    virtual bool healthy() const { return true; }
     // Passes whose host work and computing can overlap.
     virtual int overlapping_passes() const { return 1; }
     // Where the choice of kernels comes from, one sentence, and its file; "" where there is no choice.

@@ -50,7 +50,7 @@ class Value {
         std::vector<Value> result;
         result.reserve(value_.size());
         for (size_t i = 0; i < value_.size(); ++i)
-            result.emplace_back(value_[i], message(where_, '[', i, ']'));
+            result.emplace_back(value_[i], where_ + '[' + std::to_string(i) + ']');
         return result;
     }
 

@@ -9,16 +9,17 @@
 namespace uf {
 
 const Tensor &Op::tensor(const char *tensor_name) const {
-    static const Tensor none;
+    static const Tensor *const none = new Tensor; // never freed: threads may be at work while the process exits
     for (const auto &[name, tensor] : tensors)
         if (name == tensor_name)
             return tensor;
-    return none;
+    return *none;
 }
 
 const std::vector<OpRow> &op_table() {
     constexpr unsigned convolution = OpRow::kernel | OpRow::padding | OpRow::activation;
-    static const std::vector<OpRow> table = {
+    // Never freed, likewise.
+    static const auto *const table = new std::vector<OpRow>{
         {OpKind::stem, "stem", 1, 1, 1, 2, convolution, {"weight", "bias"}},
         {OpKind::conv, "conv", 1, 1, 1, 2, convolution, {"weight", "bias"}},
         {OpKind::up_conv,
@@ -52,7 +53,7 @@ const std::vector<OpRow> &op_table() {
         {OpKind::quantise, "quantise", 1, 1, 1, 1, 0, {}},
         {OpKind::dequantise, "dequantise", 1, 1, 1, 1, 0, {}},
     };
-    return table;
+    return *table;
 }
 
 const OpRow &op_row(OpKind kind) {

@@ -10,6 +10,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -51,7 +52,10 @@ std::atomic<unsigned> fork_generation{0};
 
 void watch_forks() {
     static std::once_flag once;
-    std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { ++fork_generation; }); });
+    std::call_once(once, [] {
+        if (pthread_atfork(nullptr, nullptr, [] { ++fork_generation; }) != 0)
+            throw std::bad_alloc();
+    });
 }
 
 // One loop; it lives on the stack of the thread that called `run`.

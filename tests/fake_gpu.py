@@ -53,13 +53,13 @@ class FakeMachine:
     """A child process in whose world the fake driver is installed."""
 
     def __init__(self, library: Path) -> None:
-        self._folder = str(library.parent)
+        self.folder = str(library.parent)
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function(*arguments)` there; what it raises is raised here, and the next call gets a fresh process."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LD_LIBRARY_PATH", self._folder, prepend=":")
+            patch.setenv("LD_LIBRARY_PATH", self.folder, prepend=":")
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
             try:

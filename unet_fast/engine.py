@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
@@ -281,6 +282,8 @@ class Engine:
             overlap=tile_overlap,
             threshold=threshold,
         )
+        if self._info.device.startswith("cuda:"):
+            self._notice_lost_gpu()
         return out
 
     def _run_on_gpu(
@@ -404,9 +407,25 @@ class Engine:
     @property
     def info(self) -> EngineInfo:
         """What the engine is now: an engine on device "auto" goes on with the CPU when its GPU is lost."""
-        if self._native.device() != self._info.device:
-            self._refresh()
+        self._notice_lost_gpu()
         return self._info
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine can still work: False once the GPU that was asked for by name is lost."""
+        return self._native.healthy()
+
+    def _notice_lost_gpu(self) -> None:
+        """Says once, as a `RuntimeWarning`, that the engine has gone on with the CPU."""
+        before = self._info.device
+        if self._native.device() == before:
+            return
+        self._refresh()
+        warnings.warn(
+            f"{before} was lost, engine {self._info.name!r} goes on with the CPU: {self._info.device_reason}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def _refresh(self) -> None:
         self._info = replace(self._info, **self._native.info())

@@ -37,6 +37,7 @@ class Device {
     // Runs `body` with this device's context current on the calling thread.  Throws UF_ERR_DEVICE_LOST once the GPU was
     // lost, in `body` or before, and UF_ERR_UNSUPPORTED in a child process after a fork.
     template <class Body> void guarded(const Body &body) const;
+    bool lost() const { return lost_; }
     // False in a child process after a fork, which must not call the driver.
     bool in_its_process() const;
 

@@ -30,6 +30,7 @@ class CudaExecutor : public Executor {
     Profile profile(const PassShape &shape) const override { return cuda::profile(*program_, shape); }
     std::unique_ptr<Executor> tuned(const PassShape &shape, const std::string &path,
                                     std::string &not_kept) const override;
+    bool healthy() const override { return !program_->device()->lost(); }
     int overlapping_passes() const override { return 2; }
     std::string tuning() const override { return tuning_.about; }
     std::string tuning_file() const override { return tuning_.file; }

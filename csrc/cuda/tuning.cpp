@@ -240,6 +240,8 @@ void write_beside_and_rename(const fs::path &path, const std::string &text) {
     ssize_t written = 0;
     while (done < text.size() && (written = write(descriptor, text.data() + done, text.size() - done)) > 0)
         done += static_cast<size_t>(written);
+    if (done == text.size() && fsync(descriptor) != 0)
+        done = 0;
     const int why = errno;
     const bool closed = close(descriptor) == 0;
     if (done == text.size() && closed)

@@ -253,6 +253,12 @@ UF_API void uf_engine_close(uf_engine *engine);
  * @return UF_ERR_INVALID_ARGUMENT */
 UF_API uf_status uf_engine_info(const uf_engine *engine, uf_info *info);
 
+/** Whether the engine can still work.  Asks nothing of the device, allocates nothing.
+ * @param engine an engine
+ * @return 1; 0 once its GPU was lost, which an engine on device "auto" survives on the CPU, and for NULL or a closed
+ *   engine */
+UF_API int32_t uf_engine_healthy(const uf_engine *engine);
+
 /** Size of the result for an image of height x width.
  * @param engine an engine
  * @param height of the image, 1..1048576

@@ -155,6 +155,9 @@ class Engine {
         handle_.reset(engine);
     }
 
+    // False once its GPU was lost; see uf_engine_healthy.
+    bool healthy() const noexcept { return uf_engine_healthy(handle_.get()) != 0; }
+
     // The strings live as long as the engine.
     uf_info info() const {
         uf_info result = {};

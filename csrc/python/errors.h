@@ -40,17 +40,29 @@ inline py::object exception_type(uf_status status) {
     throw py::error_already_set();
 }
 
+// Runs `body` without the GIL.  Taking the GIL back ends a daemon thread whose interpreter has exited meanwhile, by
+// unwinding its stack; py::gil_scoped_release does that in a destructor, which would end the process.
+template <class Body> void without_gil(const Body &body) {
+    PyThreadState *const state = PyEval_SaveThread();
+    try {
+        body();
+    } catch (...) {
+        PyEval_RestoreThread(state);
+        throw;
+    }
+    PyEval_RestoreThread(state);
+}
+
 // Runs `call` without the GIL; raises what it reports.  The message is read on the thread that failed.
 template <class Call> void checked(const Call &call) {
-    uf_status status;
+    uf_status status = UF_OK;
     std::string message;
-    {
-        py::gil_scoped_release unlocked;
+    without_gil([&] {
         status = call();
         if (status != UF_OK) {
             message = uf_last_error();
         }
-    }
+    });
     if (status != UF_OK) {
         raise(status, message);
     }
@@ -60,15 +72,14 @@ template <class Call> void checked(const Call &call) {
 template <class Body> void translated(const Body &body) {
     uf_status status = UF_OK;
     std::string message;
-    {
-        py::gil_scoped_release unlocked;
+    without_gil([&] {
         try {
             body();
         } catch (const Error &error) {
             status = error.status();
             message = error.what();
         }
-    }
+    });
     if (status != UF_OK) {
         raise(status, message);
     }

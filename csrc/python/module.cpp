@@ -168,6 +168,8 @@ class Engine {
         return info.device;
     }
 
+    bool healthy() const { return uf_engine_healthy(engine_.get()) != 0; }
+
     void tune(int32_t count, int32_t height, int32_t width, const py::object &path) {
         const std::string name = path.is_none() ? "" : py::cast<std::string>(path);
         checked(
@@ -268,6 +270,7 @@ PYBIND11_MODULE(_native, module) {
              py::arg("cpu_isa"), py::arg("threads"), py::arg("refuse_embedded_code"))
         .def("info", &Engine::info)
         .def("device", &Engine::device)
+        .def("healthy", &Engine::healthy)
         .def("tune", &Engine::tune, py::kw_only(), py::arg("count"), py::arg("height"), py::arg("width"),
              py::arg("path"))
         .def("profile", &Engine::profile, py::kw_only(), py::arg("count"), py::arg("height"), py::arg("width"))

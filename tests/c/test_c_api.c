@@ -137,6 +137,7 @@ static void test_info(void) {
     CHECK(info.threads >= 1 && info.op_count > 1 && info.threshold == 0.5F);
     CHECK(strcmp(info.name, "plain") == 0 && strcmp(info.precision, "float32") == 0);
     CHECK(strcmp(info.device, "cpu") == 0 && strlen(info.device_reason) > 0);
+    CHECK(uf_engine_healthy(engine) == 1 && uf_engine_healthy(NULL) == 0);
     CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "engine is NULL", uf_engine_info(NULL, &info));
     CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "info is NULL", uf_engine_info(engine, NULL));
     info.struct_size = 4;

@@ -1,7 +1,7 @@
 // One engine under many threads, images of mixed sizes, engines opened and closed meanwhile, forks: always the same
 // bits. Through unet_fast.hpp, which is checked along the way.
 //
-//     test_threads ENGINE.unet [--no-fork]     a network of one channel and one class
+//     test_threads ENGINE.unet [--no-fork] [--threads N] [--rounds N]     a network of one channel and one class
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -149,13 +149,26 @@ void test_forks(const std::string &path) {
 } // namespace
 
 int main(int count, char **arguments) {
+    bool forks = true;
+    int threads = 8, rounds = 24;
+    for (int i = 2; i < count; ++i) {
+        const std::string option = arguments[i];
+        if (option == "--no-fork")
+            forks = false;
+        else if (option == "--threads" && i + 1 < count)
+            threads = std::atoi(arguments[++i]);
+        else if (option == "--rounds" && i + 1 < count)
+            rounds = std::atoi(arguments[++i]);
+        else
+            count = 0;
+    }
     if (count < 2) {
-        std::fprintf(stderr, "usage: test_threads ENGINE.unet [--no-fork]\n");
+        std::fprintf(stderr, "usage: test_threads ENGINE.unet [--no-fork] [--threads N] [--rounds N]\n");
         return 2;
     }
     test_face(arguments[1]);
-    test_threads(arguments[1], 8, 24);
-    if (count == 2)
+    test_threads(arguments[1], threads, rounds);
+    if (forks)
         test_forks(arguments[1]);
     std::printf("%d failures\n", failures);
     return failures != 0;

@@ -1,0 +1,56 @@
+"""The latest figures of docs/reliability.md: kept in figures.json, written by `make soak`.
+
+python -m tests.trust.figures       writes the tables of the page from them and from the tests
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.trust import odd_arrays
+
+FIGURES = Path(__file__).parent / "figures.json"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+
+
+def record(part: str, values: dict[str, float]) -> None:
+    """Makes `values` the latest figures of a part."""
+    kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    kept[part] = {"date": time.strftime("%Y-%m-%d", time.gmtime()), **values}
+    FIGURES.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
+def figures_table() -> str:
+    """A row per part of the campaign."""
+    rows = ["| part | latest figures | measured |", "| --- | --- | --- |"]
+    for part, values in json.loads(FIGURES.read_text()).items():
+        shown = ", ".join(
+            f"{name.replace('_', ' ')} {_shown(value)}" for name, value in values.items() if name != "date"
+        )
+        rows.append(f"| {part} | {shown} | {values['date']} |")
+    return "\n".join(rows)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
+
+
+def page(text: str) -> str:
+    """The page with its tables as they should be."""
+    for name, table in (("figures", figures_table()), ("arrays", odd_arrays.table())):
+        text, found = re.subn(
+            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+            lambda mark, table=table: f"{mark[1]}\n{table}\n\n{mark[2]}",
+            text,
+            flags=re.DOTALL,
+        )
+        assert found == 1, f"{PAGE} has {found} places for the table {name}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
