@@ -65,8 +65,9 @@ const OpRow &op_row(OpKind kind) {
 
 namespace {
 
-// Bounds that keep every size below 2^63 for sides up to 2^20, and every local one in an int.
-constexpr int64_t largest_factor = 1 << 16, largest_shift = int64_t{1} << 32;
+// Bounds that keep every size below 2^63 for sides up to 2^20, and every local one in an int.  The reader's are the
+// other ends: factors are at least 1, shifts fit 32 bits, a slope is within 0 and 1.
+constexpr int64_t largest_factor = 1 << 16;
 constexpr int largest_padding = 1 << 12;
 constexpr float largest_integer_bias = 1 << 30;
 
@@ -122,8 +123,7 @@ class Checker {
                 bad("buffer ", in_quotes(buffer.name), ": ", axis, " (n * ", extent.multiply, " + ", extent.add, ") / ",
                     extent.divide, ' ', why);
             };
-            if (extent.multiply < 1 || extent.multiply > largest_factor || extent.divide < 1 ||
-                extent.divide > largest_factor || extent.add < -largest_shift || extent.add > largest_shift)
+            if (extent.multiply > largest_factor || extent.divide > largest_factor)
                 broken("is out of bounds");
             const int64_t smallest = plan_.minimum * extent.multiply + extent.add;
             if (smallest % extent.divide != 0 || plan_.multiple * extent.multiply % extent.divide != 0)
@@ -210,8 +210,6 @@ class Checker {
         in("crop", op_->crop, 0, largest_padding);
         in("scale", std::array<int, 1>{op_->scale}, 2, 4);
         in("padding", op_->padding, op_->kind == OpKind::pad ? -largest_padding : 0, largest_padding);
-        if (!(op_->slope >= 0.0F && op_->slope <= 1.0F))
-            bad("slope ", op_->slope, " is not within 0 and 1");
         if (op_->kind != OpKind::activation && op_->activation > Activation::leaky_relu)
             bad("activation must be none, relu or leaky_relu here");
         const auto &padding = op_->padding;

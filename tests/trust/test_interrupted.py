@@ -110,8 +110,9 @@ WHOLE = {"freeze": _engine_is_whole, "segment": _masks_are_whole, "tune": _tunin
 
 
 @pytest.fixture(params=["freeze", "segment", "tune"])
-def server(request: pytest.FixtureRequest, interposer: Path, machine: FakeMachine, tmp_path: Path) -> Iterator[Server]:
-    server = Server(request.param, tmp_path, interposer, machine.folder)
+def server(request: pytest.FixtureRequest, interposer: Path, tmp_path: Path) -> Iterator[Server]:
+    machine: FakeMachine | None = request.getfixturevalue("machine") if request.param == "tune" else None
+    server = Server(request.param, tmp_path, interposer, machine.folder if machine else "")
     yield server
     server.close()
 
