@@ -85,6 +85,7 @@ def plain() -> Graph:
         "up", graph.pool("maximum", x), draw.weight(2, 3, 3, 2), draw.bias(2), (2, 2), (0, 1, 1, 0)
     )
     x = graph.pad("cut", graph.pad("surround", graph.concat("join", x, skip), (1, 0, 1, 2)), (-1, 0, -1, -2))
+    x = graph.l2_normalise("columns", x, "columns")
     return draw.finish(graph, x, 2, "identity")
 
 

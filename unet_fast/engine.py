@@ -546,6 +546,8 @@ def _as_float(name: str, value: SupportsFloat) -> float:
             return float(np.float32(float(value)))
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
+    except OverflowError:  # of an integer
+        raise ValueError(f"{name} is beyond the largest float") from None
 
 
 def _dtype_named(name: str) -> np.dtype[Any]:

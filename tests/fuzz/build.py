@@ -25,7 +25,10 @@ FINDINGS = FOLDER / "findings"
 BUILD = ROOT / "build" / "fuzz"
 CSRC = ROOT / "csrc"
 #: What the reader consists of, with the executor of plain loops that runs what it opens.
-READER = ("engine_file.cpp", "json_document.cpp", "plan.cpp", "cuda/kernel_table.cpp", "cpu/reference.cpp")
+READER = (
+    "engine_file.cpp", "json_document.cpp", "plan.cpp", "cuda/kernel_table.cpp", "cpu/aligned_memory.cpp",
+    "cpu/reference.cpp",
+)  # fmt: skip
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
 
 

@@ -241,7 +241,9 @@ extern "C" size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t mos
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     std::shared_ptr<uf::Plan> plan;
     try {
-        plan = uf::read_engine_file(reinterpret_cast<const std::byte *>(data), size, true);
+        // Weights are used where they lie, which is in a block of just this size.
+        const std::shared_ptr<const void> owner(data, [](const void *) {});
+        plan = uf::read_engine_file(reinterpret_cast<const std::byte *>(data), size, true, owner);
     } catch (const uf::Error &error) {
         check_message(error);
         return 0;

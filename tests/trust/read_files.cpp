@@ -4,6 +4,7 @@
 //     read_files FOLDER PIPE
 #include <cstdio>
 #include <filesystem>
+#include <memory>
 #include <string>
 
 #include "engine_file.h"
@@ -14,8 +15,9 @@ namespace {
 
 uf_status status_of(const std::string &path, bool with_gpu_code) {
     try {
-        const uf::FileBytes file = uf::read_file(path);
-        (void)uf::read_engine_file(file.data.get(), file.size, with_gpu_code);
+        const auto file = std::make_shared<const uf::FileBytes>(uf::read_file(path));
+        (void)uf::read_engine_file(file->data(), file->size, with_gpu_code);       // copies
+        (void)uf::read_engine_file(file->data(), file->size, with_gpu_code, file); // where they lie
         return UF_OK;
     } catch (const uf::Error &error) {
         return error.status();

@@ -93,6 +93,7 @@ DAMAGED: dict[str, dict[str, Change]] = {
         "affine of the image": put("ops", 1, "inputs", value=["image"]),
         "cropped kernel": put("ops", 8, "padding", value=[3, 1, 1, 0]),
         "slope": put("ops", 2, "slope", value=2),
+        "lines": put("ops", 12, "mode", value="diagonals"),
     },
     "kernels": {"number for true": put("kernels", 0, "code", 0, "pdl", value=1)},
     "int8": {
@@ -124,6 +125,11 @@ def wrong_files(plain: bytes) -> dict[str, bytes]:
     for case, tensors in _tensors().items():
         source = engine_file.read(tiny.GOLDEN_FOLDER / f"version1_{case.split()[0]}.unet")
         files[f"tensor {case}"] = engine_file.serialise(source.document, source.tensors | tensors)
+    source = engine_file.read(plain)
+    large = max((name for name in source.tensors if "weight" in name), key=lambda name: source.tensors[name].size)
+    weights = source.tensors[large].copy()
+    weights.flat[3] = np.nan
+    files["tensor large"] = engine_file.serialise(source.document, source.tensors | {large: weights})
     return files | {f"layout {name}": data for name, data in _layouts(whole["unet"], whole["kernels"]).items()}
 
 
