@@ -59,8 +59,8 @@ def test_the_page_has_the_table() -> None:
 REFUSALS = (ValueError, TypeError, UnsupportedError, MemoryError, OSError)
 
 anything = some.one_of(
-    some.none(), some.booleans(), some.integers(), some.just(10**400), some.floats(), some.text(max_size=5), some.binary(max_size=5),
-    some.lists(some.integers(), max_size=3), some.just(object()),
+    some.none(), some.booleans(), some.integers(), some.just(10**400), some.floats(), some.text(max_size=5),
+    some.binary(max_size=5), some.lists(some.integers(), max_size=3), some.just(object()),
 )  # fmt: skip
 arrays = some_numpy.arrays(
     some.one_of(some_numpy.scalar_dtypes(), some.sampled_from(["uint8", "uint16", "float32"])),
