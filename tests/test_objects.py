@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import csv
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from unet_fast.objects import BorderMerger, label, measure, need, split_object, write_table
+from unet_fast.cli import main
+from unet_fast.images import read_pages, write_image
+from unet_fast.objects import BorderMerger, compact, label, measure, need, split_object, write_table
 
 pytest.importorskip("skimage", reason="needs scikit-image (extra objects)")
 from scipy import ndimage
 
+Files = Callable[..., Path]
 EIGHT = np.ones((3, 3), bool)
 
 
@@ -105,7 +110,12 @@ def test_measures_of_known_shapes() -> None:
     assert table["area"].tolist() == [40 * 0.25, 25 * 0.25]
     assert table["centroid_y"].tolist() == [3.5 * 0.5, 12 * 0.5]
     assert table["centroid_x"].tolist() == [7.5 * 0.5, 22 * 0.5]
-    assert [table[name].tolist() for name in ("top", "left", "bottom", "right")] == [[2, 10], [3, 20], [6, 15], [13, 25]]
+    assert [table[name].tolist() for name in ("top", "left", "bottom", "right")] == [
+        [2, 10],
+        [3, 20],
+        [6, 15],
+        [13, 25],
+    ]
     assert table["mean_intensity"].tolist() == [50, 200]
     assert table["solidity"].tolist() == [1, 1]
     assert table["eccentricity"][1] == pytest.approx(0, abs=1e-6)
@@ -136,6 +146,110 @@ def test_parquet_gives_back_the_same_numbers(tmp_path: Path) -> None:
     write_table(tmp_path / "cells.parquet", table)
     read = parquet.read_table(tmp_path / "cells.parquet").to_pydict()
     assert read == {name: column.tolist() for name, column in table.items()}
+
+
+def test_label_images_are_as_wide_as_they_need(tmp_path: Path) -> None:
+    few, many = np.array([[0, 1, 65535]], np.int32), np.array([[0, 65536, 2**31 - 1]], np.int32)
+    assert [page.dtype for page in compact([few, few])] == [np.uint16, np.uint16]
+    pages = compact([few, many])
+    assert [page.dtype for page in pages] == [np.int32, np.int32]
+    write_image(tmp_path / "labels.tif", pages)
+    read = pytest.importorskip("tifffile", reason="needs tifffile (extra tiff)").imread(tmp_path / "labels.tif")
+    assert read.dtype == np.int32
+    assert np.array_equal(read, pages)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, seed in (("first.png", 1), ("second.png", 2)):
+        write_image(folder / name, blobs((40, 46), seed) * np.uint8(200))
+    write_image(folder / "stack.tif", [blobs((40, 36), seed) * np.uint8(180) for seed in (3, 4)])
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+def segment(engine: Path, images: Path, out: Path, *options: Any) -> int:
+    fixed = ["--device", "cpu", "--precision", "float32", "--threads", "1"]
+    return main(["segment", str(engine), str(images), "-o", str(out), *map(str, options), *fixed])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["plain", "classes", "valid"])
+def test_command_line(tmp_path: Path, images: Path, engine_file: Files, name: str) -> None:
+    out = tmp_path / "out"
+    options = ("--labels", "--table", "csv", "--split", 4, "--pixel-size", 0.5, "--montage", "--threshold", 0.5)
+    options = options if name != "classes" else options[:-2]
+    assert segment(engine_file(name), images, out, *options) == 1
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
+        "first.png", "labels/first.tif", "labels/second.tif", "labels/stack.tif", "montage.png", "second.png",
+        "stack.tif", "table/first.csv", "table/second.csv", "table/stack.csv",
+    ]  # fmt: skip
+    for stem, ending in (("first", "png"), ("stack", "tif")):
+        masks, pages = read_pages(out / f"{stem}.{ending}"), read_pages(images / f"{stem}.{ending}")
+        rows = rows_of(out / "table" / f"{stem}.csv")
+        for index, (labels, mask) in enumerate(zip(read_pages(out / "labels" / f"{stem}.tif"), masks, strict=True)):
+            expected = label(mask, split=4)
+            assert expected.max() > 1
+            assert labels.dtype == np.uint16
+            assert np.array_equal(labels, expected)
+            classes = mask if name == "classes" else None
+            table = measure(expected, pages[index], classes=classes, pixel_size=0.5)
+            mine = [row for row in rows if row["page"] == str(index)]
+            assert list(mine[0]) == ["page", *table]
+            for column, values in table.items():
+                read = np.array([float(row[column]) for row in mine])
+                assert np.array_equal(read, values.astype(float), equal_nan=True), column
+
+
+def test_a_second_run_does_only_the_rest(
+    tmp_path: Path, images: Path, engine_file: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = (engine_file("plain"), images, out, "--labels", "--table", "csv", "--overlay", "--resume")
+    assert segment(*options) == 1
+    output = capsys.readouterr()
+    assert "3 of 4 files" in output.out
+    assert "broken.png" in output.err
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    write_image(images / "broken.png", blobs((30, 30), 9) * np.uint8(200))
+    (out / "table" / "second.csv").unlink()
+    assert segment(*options) == 0
+    assert "2 files had their results already" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    changed = {path.stem for path in after if before.get(path) != after[path]}
+    assert changed == {"second", "broken"}
+
+
+def test_command_line_misuse(
+    tmp_path: Path, images: Path, engine_file: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for engine, options, reason in (
+        ("plain", ["--split", 4], "--split is about objects"),
+        ("plain", ["--pixel-size", "1,2"], "--pixel-size is about objects"),
+        ("regression", ["--labels"], "regression"),
+    ):
+        assert segment(engine_file(engine), images, out, *options) == 1
+        assert reason in capsys.readouterr().err
+    for size in ("0", "1,2,3", "1,nan"):
+        with pytest.raises(SystemExit):
+            segment(engine_file("plain"), images, out, "--table", "csv", "--pixel-size", size)
+        assert "must be a length" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_without_scikit_image_one_clear_line(
+    tmp_path: Path, images: Path, engine_file: Files, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    assert segment(engine_file("plain"), images, tmp_path / "out", "--labels") == 1
+    assert "pip install 'unet_fast[objects]'" in capsys.readouterr().err
 
 
 def test_misuse(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .engine import Engine, EngineInfo
     from .errors import DeviceError, EngineFileError, UnsupportedError
     from .graph import Graph, GraphError
+    from .large import segment_large
     from .paths import cmake_dir, include_dir, library_dir, pkgconfig_dir
     from .pretrained import pretrained_engine
     from .spec import UNetSpec
@@ -33,6 +34,7 @@ _HOMES = {
     "Graph": "graph",
     "GraphError": "graph",
     "pretrained_engine": "pretrained",
+    "segment_large": "large",
     "UNetSpec": "spec",
     "include_dir": "paths",
     "library_dir": "paths",
@@ -45,6 +47,7 @@ __all__ = [  # noqa: RUF022 - what users meet first
     "EngineInfo",
     "CudaArray",
     "pretrained_engine",
+    "segment_large",
     "freeze",
     "UNetSpec",
     "Graph",

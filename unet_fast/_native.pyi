@@ -29,6 +29,11 @@ class Engine:
         self, *, count: int, height: int, width: int
     ) -> tuple[list[tuple[str, str, float]], dict[str, Any]]: ...
     def output_size(self, height: int, width: int, tiling: int, tile: int, overlap: int) -> tuple[int, int]: ...
+    def exact_tiles(
+        self, height: int, width: int, tile: int
+    ) -> tuple[tuple[int, list[tuple[int, int, int]]], tuple[int, list[tuple[int, int, int]]]]:
+        """For rows and columns: side of a tile, (origin, begin, end) of each; as in csrc/tiler.h."""
+
     def segment(
         self,
         image: NDArray[Any] | _Pixels,

@@ -120,18 +120,37 @@ def _import(options: argparse.Namespace) -> int:
 
 
 def _segment(options: argparse.Namespace) -> int:
-    from .segment_files import segment_files
+    from .segment_files import Extras, segment_files, segment_large_files
 
-    failed = segment_files(
-        open_engine(options),
-        options.inputs,
-        options.output,
-        tiling=options.tiling,
-        threshold=options.threshold,
-        max_value=options.max_value,
-        write_probability=options.probability,
-        write_overlay=options.overlay,
+    if not options.labels and options.table is None:
+        for flag, value in (("--split", options.split), ("--pixel-size", options.pixel_size)):
+            if value is not None:
+                raise ValueError(f"{flag} is about objects: it goes with --labels or --table")
+    extras = Extras(
+        probability=options.probability,
+        overlay=options.overlay,
+        montage=options.montage,
+        labels=options.labels,
+        table=options.table,
+        split=options.split,
+        pixel_size=options.pixel_size or 1.0,
     )
+    common: dict[str, Any] = {
+        "threshold": options.threshold,
+        "max_value": options.max_value,
+        "extras": extras,
+        "resume": options.resume,
+    }
+    place: dict[str, Any] = {"channel": options.channel, "series_time": options.time, "z": options.z}
+    engine = open_engine(options)
+    if options.large:
+        if options.tiling not in (None, "exact"):
+            raise ValueError("--large is tiled exactly; leave --tiling out")
+        failed = segment_large_files(engine, options.inputs, options.output, **place, **common)
+    elif any(value is not None for value in place.values()):
+        raise ValueError("--channel, --time and --z go with --large")
+    else:
+        failed = segment_files(engine, options.inputs, options.output, tiling=options.tiling or "fast", **common)
     return 1 if failed else 0
 
 
@@ -246,12 +265,32 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("inputs", nargs="+", metavar="INPUT", help="image file, folder, or pattern such as 'a/*.tif'")
     command.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the results")
     command.add_argument(
-        "--tiling", choices=tuple(TILINGS), default="fast", help="what to do with large images (default: %(default)s)"
+        "--tiling", choices=tuple(TILINGS), help="what to do with large images (default: fast; with --large exact)"
     )
     command.add_argument("--threshold", type=_fraction, help="probability of foreground, 0 to 1 (default: the file's)")
     command.add_argument("--max-value", type=_positive, help="what counts as white, as 4095 (default: by type)")
     command.add_argument("--probability", action="store_true", help="also write DIR/probability/NAME.tif (float32)")
     command.add_argument("--overlay", action="store_true", help="also write DIR/overlay/NAME.png (outlines)")
+    command.add_argument("--montage", action="store_true", help="also write DIR/montage.png: the first 100 overlays")
+    command.add_argument("--labels", action="store_true", help="also write DIR/labels/NAME.tif: numbered objects")
+    command.add_argument(
+        "--table", choices=("csv", "parquet"), help="also write DIR/table/NAME.csv or .parquet: measures of each object"
+    )
+    command.add_argument(
+        "--split", type=_positive, metavar="PIXELS", help="cut touching objects whose centres are that far apart"
+    )
+    command.add_argument(
+        "--pixel-size", type=_pixel_size, metavar="SIDE", help="side of a pixel, or HEIGHT,WIDTH, for the table"
+    )
+    command.add_argument("--resume", action="store_true", help="pass over images whose results are all there")
+    command.add_argument(
+        "--large", action="store_true", help="TIFFs and Zarrs larger than memory, tile by tile; see docs/large.md"
+    )
+    command.add_argument(
+        "--channel", type=_name_or_index, metavar="NAME", help="with --large: name, or number from 0 (default: all)"
+    )
+    command.add_argument("--time", type=_index, metavar="N", help="with --large: of a series, from 0 (default: all)")
+    command.add_argument("--z", type=_index, metavar="N", help="with --large: of a stack, from 0 (default: all)")
     command.set_defaults(run=_segment)
 
     command = commands.add_parser("inspect", help="print what an engine file holds")
@@ -314,6 +353,16 @@ def _positive_integer(text: str) -> int:
     return value
 
 
+def _index(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, got {text!r}")
+    return int(text)
+
+
+def _name_or_index(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
+
+
 def _positive(text: str) -> float:
     value = _number(text)
     if not 0 < value < math.inf:
@@ -323,6 +372,13 @@ def _positive(text: str) -> float:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(_number(part) for part in text.split(","))
+
+
+def _pixel_size(text: str) -> tuple[float, float]:
+    sides = _numbers(text)
+    if len(sides) > 2 or not all(0 < side < math.inf for side in sides):
+        raise argparse.ArgumentTypeError(f"must be a length above 0, or two with a comma (height, width), got {text!r}")
+    return sides[0], sides[-1]
 
 
 def _fraction(text: str) -> float:

@@ -85,6 +85,19 @@ class EngineInfo:
     tuning_file: str
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of exact tiling along one axis, in pixels.
+
+    side   of the image that each tile sees, mirrored where it reaches beyond.
+    spans  (origin, begin, end) of each: it sees from `origin` - `info.margin`, and gives the result from `begin` to
+           `end`, the latter excluded.
+    """
+
+    side: int
+    spans: list[tuple[int, int, int]]
+
+
 class Engine:
     """A frozen U-Net, loaded and ready to run.
 
@@ -244,6 +257,19 @@ class Engine:
         _check_positive_integer("height", height)
         _check_positive_integer("width", width)
         return self._native.output_size(height, width, *_tiling_arguments(tiling, tile, overlap))
+
+    def exact_tiles(self, height: int, width: int, *, tile: int | None = None) -> tuple[Tiles, Tiles]:
+        """The tiles of the rows and those of the columns of an image under tiling="exact" with that `tile`."""
+        _check_positive_integer("height", height)
+        _check_positive_integer("width", width)
+        _, side, _ = _tiling_arguments("exact", tile, None)
+        rows, columns = self._native.exact_tiles(height, width, side)
+        return Tiles(*rows), Tiles(*columns)
+
+    @property
+    def standardises(self) -> bool:
+        """Whether each image is brought to mean 0 and deviation 1 by statistics of the whole of it."""
+        return self._standardises
 
     def _run(
         self,

@@ -92,7 +92,7 @@ def _page_from_pillow(image: Image.Image, page: int, path: Path, palette_indices
         upright = upright.convert("RGB")
     elif mode == "PA":
         upright = upright.getchannel("P")
-    return _supported(np.array(upright), path)
+    return as_supported(np.array(upright), path)
 
 
 def _pages_from_tifffile(path: Path) -> list[Pixels]:
@@ -107,7 +107,7 @@ def _pages_from_tifffile(path: Path) -> list[Pixels]:
                 pixels = page.asarray()
                 if pixels.ndim == 3 and pixels.shape[0] <= 4 < pixels.shape[2]:
                     pixels = np.moveaxis(pixels, 0, 2)  # planar: channels first in the file
-                pages.append(_supported(pixels, path))
+                pages.append(as_supported(pixels, path))
     except ImageError:
         raise
     except Exception as error:  # the decoders of tifffile raise whatever a broken file leads them to
@@ -117,8 +117,8 @@ def _pages_from_tifffile(path: Path) -> list[Pixels]:
     return pages
 
 
-def _supported(pixels: Pixels, path: Path) -> Pixels:
-    """`pixels` as contiguous native uint8, uint16 or float32 without changing a value, or `ImageError`."""
+def as_supported(pixels: Pixels, path: str | Path) -> Pixels:
+    """`pixels` as contiguous native uint8, uint16 or float32 without changing a value, or `ImageError` with `path`."""
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and not 1 <= pixels.shape[2] <= 4) or 0 in pixels.shape:
         raise ImageError(f"{path}: an image must be (H, W) or (H, W, 1 to 4), this is {pixels.shape}")
     if pixels.ndim == 3 and pixels.shape[2] == 1:
@@ -179,9 +179,9 @@ def to_unit(pixels: Pixels) -> NDArray[np.float32]:
 def write_image(path: str | Path, pixels: Pixels | Sequence[Pixels]) -> None:
     """Write (H, W) or (H, W, 3|4) pixels; the format follows from the ending of `path`.
 
-    uint8 goes anywhere, uint16 into PNG (grey) and TIFF, float32 into TIFF.  A list of arrays makes a TIFF of as many
-    pages.  The file appears whole or not at all.  `ImageError` where the format cannot hold the pixels; `OSError`
-    (disk full, no permission) as it comes.
+    uint8 goes anywhere, uint16 into PNG (grey) and TIFF, float32 and int32 (grey) into TIFF.  A list of arrays makes a
+    TIFF of as many pages.  The file appears whole or not at all.  `ImageError` where the format cannot hold the pixels;
+    `OSError` (disk full, no permission) as it comes.
     """
     path = Path(path)
     pages = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
@@ -193,6 +193,7 @@ def write_image(path: str | Path, pixels: Pixels | Sequence[Pixels]) -> None:
     for page in pages:
         grey_png = page.ndim == 2 and path.suffix.lower() == ".png"
         accepted = {"uint8"} | ({"uint16"} if grey_png or is_tiff else set()) | ({"float32"} if is_tiff else set())
+        accepted |= {"int32"} if is_tiff and page.ndim == 2 else set()
         if str(page.dtype) not in accepted:
             raise ImageError(f"{path}: this format does not take {page.dtype} pixels of shape {page.shape}")
         if 0 in page.shape or not (page.ndim == 2 or (page.ndim == 3 and page.shape[2] in (3, 4))):

@@ -16,6 +16,8 @@ from __future__ import annotations
 import csv
 import importlib
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,8 @@ def label(mask: NDArray[Any], *, split: float | None = None) -> Labels:
         count += found
     if split is not None:
         count = _split_all(labels, count, split)
+    elif len(classes) < 2:
+        return labels  # SciPy numbers in this order
     return numbered_by_first_pixel(labels, count)
 
 
@@ -89,12 +93,19 @@ def check_split(split: float | None) -> None:
 
 
 def numbered_by_first_pixel(labels: Labels, count: int) -> Labels:
-    """`labels` of 0 .. `count`, not all of which need occur, as 0, 1, 2, ... in the order of their first pixels."""
-    present, first = np.unique(labels, return_index=True)
-    keep = present != 0
-    numbers = np.zeros(count + 1, np.int32)
-    numbers[present[keep][np.argsort(first[keep])]] = np.arange(1, int(keep.sum()) + 1)
+    """`labels` of 0 .. `count` as 0, 1, 2, ... in the order of their first pixels."""
+    first = first_pixels(labels, count)
+    first[0] = -1
+    numbers = np.empty(count + 1, np.int32)
+    numbers[np.argsort(first)] = np.arange(count + 1, dtype=np.int32)
     return numbers[labels]
+
+
+def first_pixels(labels: Labels, count: int) -> NDArray[np.int64]:
+    """(count + 1,): where each of the labels 0 .. `count` first occurs in `labels`, row by row; its size where not."""
+    first = np.full(count + 1, labels.size, np.int64)
+    first[labels.ravel()[::-1]] = np.arange(labels.size)[::-1]  # of an index that is repeated the last value stays
+    return first
 
 
 def split_object(members: NDArray[np.bool_], distance: float) -> tuple[Labels, int]:
@@ -146,16 +157,19 @@ class BorderMerger:
 
     def add(self, labels: Labels, top: int, left: int, width: int) -> Labels:
         """The labels 1 .. n of a tile at (top, left) of an image `width` wide as labels not used before, int32."""
-        present, first = np.unique(labels, return_index=True)
-        keep = present != 0
-        rows, columns = np.divmod(first[keep], labels.shape[1])
-        self._first.append((rows + top).astype(np.int64) * width + columns + left)
-        renumbered = np.zeros(int(present[-1]) + 1, np.int64)
-        renumbered[present[keep]] = self.count + np.arange(1, int(keep.sum()) + 1)
-        self.count += int(keep.sum())
-        if self.count > np.iinfo(np.int32).max:
+        rows, columns = np.divmod(first_pixels(labels, int(labels.max()))[1:], labels.shape[1])
+        used = self.claim(rows + top, columns + left, width)
+        return np.where(labels != 0, labels + np.int32(used), np.int32(0))
+
+    def claim(self, rows: NDArray[np.int64], columns: NDArray[np.int64], width: int) -> int:
+        """Takes a label for each object of a tile, whose first pixels are at (n,) rows and columns of an image `width`
+        wide.  Returns the labels in use before, after which these come."""
+        used = self.count
+        if used + len(rows) > np.iinfo(np.int32).max:
             raise ValueError(f"more than {np.iinfo(np.int32).max} pieces of objects; the mask is noise")
-        return renumbered[labels].astype(np.int32)
+        self._first.append(rows * width + columns)
+        self.count += len(rows)
+        return used
 
     def touch(
         self,
@@ -193,33 +207,44 @@ class BorderMerger:
 
 
 def measure(
-    labels: NDArray[Any], image: NDArray[Any] | None = None, *, pixel_size: float | tuple[float, float] = 1.0
+    labels: NDArray[Any],
+    image: NDArray[Any] | None = None,
+    *,
+    classes: NDArray[Any] | None = None,
+    pixel_size: float | tuple[float, float] = 1.0,
 ) -> Table:
     """A table of the objects, one entry per object and column.
 
     labels      (H, W) whole numbers, 0 is background.
     image       (H, W) or (H, W, C) of the same H, W: adds the mean intensity, in the values of the image, per channel.
+    classes     (H, W) mask of several classes: adds the class of each object, that of its first pixel.
     pixel_size  side of a pixel, or (height, width) of it, in any unit of length: lengths are in that unit, areas in
                 its square.  The bounding box stays in pixels; its bottom and right are excluded.
 
-    Columns: label, area, perimeter, centroid_y, centroid_x, top, left, bottom, right, eccentricity, solidity,
-    equivalent_diameter; with an image mean_intensity, or mean_intensity_0, _1, ... of several channels.  The perimeter
-    is NaN where pixels are not square, for which scikit-image has no definition.
+    Columns: label, with `classes` class, area, perimeter, centroid_y, centroid_x, top, left, bottom, right,
+    eccentricity, solidity, equivalent_diameter; with an image mean_intensity, or mean_intensity_0, _1, ... of several
+    channels.  The perimeter is NaN where pixels are not square, for which scikit-image has no definition.
     """
     regions = need("skimage.measure", "objects")
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be (H, W) whole numbers, got {labels.dtype} of shape {labels.shape}")
-    if image is not None and image.shape[:2] != labels.shape:
-        raise ValueError(f"image is {image.shape[:2]} but labels are {labels.shape} (height, width); they must agree")
-    spacing = _spacing(pixel_size)
+    for name, array in (("image", image), ("classes", classes)):
+        if array is not None and array.shape[:2] != labels.shape:
+            raise ValueError(
+                f"{name}: {array.shape[:2]}, but labels are {labels.shape} (height, width); they must agree"
+            )
+    spacing = check_pixel_size(pixel_size)
     square = spacing[0] == spacing[1]
     wanted = [name for name in _MEASURES if square or name != "perimeter"]
     if image is not None:
         wanted.append("mean_intensity")
     found = regions.regionprops_table(labels, image, properties=wanted, spacing=spacing)
-    table: Table = {
-        "label": found["label"],
+    table: Table = {"label": found["label"]}
+    if classes is not None:
+        first = first_pixels(labels, int(labels.max(initial=0)))
+        table["class"] = classes.ravel()[first[found["label"]]]
+    table |= {
         "area": found["area"].astype(np.float64),
         "perimeter": found["perimeter"] if square else np.full(len(found["label"]), np.nan),
         "centroid_y": found["centroid-0"],
@@ -232,24 +257,42 @@ def measure(
     return table
 
 
-def _spacing(pixel_size: float | tuple[float, float]) -> tuple[float, float]:
+def check_pixel_size(pixel_size: float | tuple[float, float]) -> tuple[float, float]:
+    """(height, width) of a pixel; `ValueError` unless both are positive and finite."""
     sides = pixel_size if isinstance(pixel_size, tuple) else (pixel_size, pixel_size)
     if len(sides) != 2 or not all(0 < side < math.inf for side in sides):
         raise ValueError(f"pixel_size must be a positive length, or (height, width) of a pixel, got {pixel_size!r}")
     return float(sides[0]), float(sides[1])
 
 
-def write_table(path: str | Path, table: Table) -> None:
+def joined(tables: Sequence[Table]) -> Table:
+    """Tables of the same columns, at least one, below each other."""
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def compact(labels: Sequence[Labels]) -> list[NDArray[Any]]:
+    """The pages of a label image in the type in which programs expect them: uint16 where all fit, else int32."""
+    fits = max(int(page.max(initial=0)) for page in labels) <= np.iinfo(np.uint16).max
+    return [page.astype(np.uint16 if fits else np.int32) for page in labels]
+
+
+def check_table_name(path: str | os.PathLike[str]) -> None:
+    """`ValueError` unless `path` ends in .csv or .parquet, `ImportError` where the latter lacks its library."""
+    ending = Path(path).suffix.lower()
+    if ending not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: a table must end in .csv or .parquet")
+    if ending == ".parquet":
+        need("pyarrow", "parquet")
+
+
+def write_table(path: str | os.PathLike[str], table: Table) -> None:
     """Writes `table` as CSV or Parquet, by the ending of `path`; the file appears whole or not at all.
 
     Floats are written so that reading gives the same bits.  `ValueError` for another ending.
     """
-    path = Path(path)
-    ending = path.suffix.lower()
-    if ending not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: a table must end in .csv or .parquet")
-    with write_beside(path) as temporary:
-        if ending == ".csv":
+    check_table_name(path)
+    with write_beside(Path(path)) as temporary:
+        if Path(path).suffix.lower() == ".csv":
             with open(temporary, "w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(table)

@@ -5,6 +5,7 @@ Everything here takes and gives NumPy arrays, (H, W, 3) uint8 where a picture is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -106,6 +107,35 @@ def compare(mask: NDArray[np.uint8], truth: NDArray[np.uint8]) -> Picture:
 def enlarge(picture: Pixels, factor: int) -> Pixels:
     """Each pixel as a square of `factor` x `factor`."""
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def thumbnail(picture: Picture, side: int) -> Picture:
+    """The picture in the middle of a square of `side` pixels, made smaller where it is larger than that."""
+    square = Image.new("RGB", (side, side), _PAPER)
+    small = Image.fromarray(picture)
+    small.thumbnail((side, side))
+    square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
+    return np.asarray(square)
+
+
+def montage(pictures: Sequence[Picture], captions: Sequence[str]) -> Picture:
+    """Squares of one size, as many to a row as there are rows, each with a caption below it."""
+    side = pictures[0].shape[0]
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    step, caption_height = side + _GAP, 30
+    size = (2 * _MARGIN + columns * step - _GAP, 2 * _MARGIN + rows * (step + caption_height) - _GAP)
+    page = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=18)
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = _MARGIN + column * step, _MARGIN + row * (step + caption_height)
+        page.paste(Image.fromarray(picture), (left, top))
+        while draw.textlength(caption, font=font) > side:
+            caption = caption[1:]  # the end of a name tells more
+        draw.text((left, top + side + 4), caption, font=font, fill=_INK)
+    return np.asarray(page)
 
 
 def sheet(

@@ -7,16 +7,56 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from . import overlay
-from .engine import Engine, Tiling
-from .errors import in_one_line
+from . import objects, overlay
+from .engine import Engine, EngineInfo, Tiling
+from .errors import UnsupportedError, in_one_line
 from .images import SUFFIXES, ImageError, Pixels, list_images, read_pages, to_channels, write_image
+from .large import segment_large, unfinished
+
+#: Pictures of a montage, and the side of each in pixels.
+_MOST_THUMBNAILS, _THUMBNAIL = 100, 256
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is written for each image besides its mask, in folders beside it; see `unet_fast.objects` for the objects.
+
+    probability  float32 TIFFs, with a page per class for each page of the image.
+    overlay      outlines of the mask over the image.
+    montage      montage.png: the first overlays of the run, small.
+    labels       numbered objects, TIFFs of uint16, or of int32 where an image has more than 65535.
+    table        "csv" or "parquet": measures of each object, with its page from 0.
+    split        distance in pixels at which touching objects are cut apart; None: they stay one.
+    pixel_size   side of a pixel, or (height, width) of it, in the unit that the table is to have.
+    """
+
+    probability: bool = False
+    overlay: bool = False
+    montage: bool = False
+    labels: bool = False
+    table: Literal["csv", "parquet"] | None = None
+    split: float | None = None
+    pixel_size: float | tuple[float, float] = 1.0
+
+    def check(self, info: EngineInfo) -> None:
+        """Raises at once what would otherwise fail for every image."""
+        if not self.labels and self.table is None:
+            return
+        if info.output == "identity":
+            raise UnsupportedError(f"{info.name!r} is a regression, it has values and no objects")
+        objects.check_split(self.split)
+        objects.check_pixel_size(self.pixel_size)
+        objects.need("skimage", "objects")
+        if self.table is not None:
+            objects.check_table_name(f"table.{self.table}")
 
 
 def segment_files(
@@ -27,43 +67,117 @@ def segment_files(
     tiling: Tiling = "fast",
     threshold: float | None = None,
     max_value: float | None = None,
-    write_probability: bool = False,
-    write_overlay: bool = False,
+    extras: Extras = Extras(),
+    resume: bool = False,
 ) -> int:
     """Writes the mask of each image in `inputs` (files, folders, patterns) into `folder`; returns how many failed.
 
     Masks are named after their images, `cell.jpg` -> `cell.png`; the pages of a stack make a stack, `cell.tif`.  Where
-    two images would get one name, see `output_names`.  Probabilities go to `folder/probability` as float32 TIFFs, with
-    a page per class for each page of the image; outlines over the images to `folder/overlay`.  A regression has no
-    mask and always writes the former.
+    two images would get one name, see `output_names`.  `extras` go to folders in `folder` that are called as they are.
+    A regression has no mask and always writes its values as the probability.  With `resume`, images are passed over
+    whose results are all there.
 
     Progress and failures are told on stderr, a summary on stdout.
     """
+    extras.check(engine.info)
     files, failures = find_files(inputs)
     names = output_names(files)
-    has_mask = engine.info.output != "identity"
-    segmented = 0
+    segmented = passed_over = 0
+    thumbnails: dict[str, overlay.Picture] = {}
     start = time.perf_counter()
     progress = tqdm(files, desc="segmenting", unit="file", disable=None)
     for path in progress:
         progress.set_postfix_str(path.name)
         try:
             name = names[path]
+            if resume and _is_done(folder, name, extras, engine.info):
+                passed_over += 1
+                continue
             pages = [to_channels(page, engine.channels) for page in read_pages(path)]
-            if has_mask:
+            if engine.info.output != "identity":
                 masks = [
                     engine.segment(page, tiling=tiling, threshold=threshold, max_value=max_value) for page in pages
                 ]
                 _write(folder, name, masks, files)
-                if write_overlay:
-                    _write(folder / "overlay", name, _overlays(pages, masks, engine.info.palette), files)
-            if write_probability or not has_mask:
+                shown = [_centre(page, mask) for page, mask in zip(pages, masks, strict=True)]
+                if extras.overlay or extras.montage:
+                    pictures = _overlays(shown, masks, engine.info.palette)
+                    if extras.overlay:
+                        _write(folder / "overlay", name, pictures, files)
+                    if extras.montage and len(thumbnails) < _MOST_THUMBNAILS:
+                        thumbnails[name] = overlay.thumbnail(pictures[0], _THUMBNAIL)
+                if extras.labels or extras.table:
+                    _write_objects(folder, name, shown, masks, engine.info.classes > 1, extras, files)
+            if extras.probability or engine.info.output == "identity":
                 values = [engine.probability(page, tiling=tiling, max_value=max_value) for page in pages]
                 _write(folder / "probability", name, _page_per_class(values), files, ending=".tif")
             segmented += 1
         except (OSError, ValueError, MemoryError) as error:
             failures.append(_failure(path, error))
-    seconds = time.perf_counter() - start
+    if thumbnails:
+        _write(folder, "montage", [overlay.montage(list(thumbnails.values()), list(thumbnails))], files)
+    return _report(segmented, passed_over, failures, time.perf_counter() - start, folder)
+
+
+def segment_large_files(
+    engine: Engine,
+    inputs: Sequence[str],
+    folder: Path,
+    *,
+    channel: str | int | None = None,
+    series_time: int | None = None,
+    z: int | None = None,
+    threshold: float | None = None,
+    max_value: float | None = None,
+    extras: Extras = Extras(),
+    resume: bool = False,
+) -> int:
+    """Like `segment_files`, for TIFFs and Zarrs that need not fit into memory: see `large.segment_large`.
+
+    A Zarr gives Zarrs, a TIFF TIFFs.  Of `extras` only labels and table can be had.  What was begun and stopped goes on
+    where it was; with `resume`, images are passed over whose mask is finished.
+    """
+    if extras.probability or extras.overlay or extras.montage:
+        raise ValueError("large images have masks, labels and tables only")
+    extras.check(engine.info)
+    files, failures = find_files(inputs)
+    names = output_names(files)
+    segmented = passed_over = 0
+    start = time.perf_counter()
+    for path in files:
+        try:
+            name = names[path] + (".zarr" if path.is_dir() else ".tif")
+            mask = folder / name
+            if resume and mask.exists() and not unfinished(mask):
+                passed_over += 1
+                continue
+            for place in ("labels", "table"):
+                if getattr(extras, place):
+                    (folder / place).mkdir(parents=True, exist_ok=True)
+            segment_large(
+                engine,
+                path,
+                mask,
+                channel=channel,
+                time=series_time,
+                z=z,
+                threshold=threshold,
+                max_value=max_value,
+                labels=folder / "labels" / name if extras.labels else None,
+                table=folder / "table" / f"{names[path]}.{extras.table}" if extras.table else None,
+                split=extras.split,
+                pixel_size=extras.pixel_size,
+            )
+            segmented += 1
+        except (OSError, ValueError, MemoryError) as error:
+            failures.append(_failure(path, error))
+    return _report(segmented, passed_over, failures, time.perf_counter() - start, folder)
+
+
+def _report(segmented: int, passed_over: int, failures: list[str], seconds: float, folder: Path) -> int:
+    """Tells what was done; returns how many failed."""
+    if passed_over:
+        print(f"{passed_over} files had their results already")
     if segmented:
         print(f"{segmented} of {segmented + len(failures)} files segmented in {seconds:.1f} s, results in {folder}")
     if failures:
@@ -71,17 +185,56 @@ def segment_files(
     return len(failures)
 
 
+def _is_done(folder: Path, name: str, extras: Extras, info: EngineInfo) -> bool:
+    wanted = [] if info.output == "identity" else [folder]
+    if extras.probability or info.output == "identity":
+        wanted.append(folder / "probability")
+    if extras.overlay and info.output != "identity":
+        wanted.append(folder / "overlay")
+    if extras.labels:
+        wanted.append(folder / "labels")
+    there = all(any((place / (name + ending)).exists() for ending in (".png", ".tif")) for place in wanted)
+    return there and (extras.table is None or (folder / "table" / f"{name}.{extras.table}").exists())
+
+
+def _write_objects(
+    folder: Path,
+    name: str,
+    images: list[Pixels],
+    masks: list[NDArray[Any]],
+    several_classes: bool,
+    extras: Extras,
+    inputs: Sequence[Path],
+) -> None:
+    labels = [objects.label(mask, split=extras.split) for mask in masks]
+    if extras.labels:
+        _write(folder / "labels", name, objects.compact(labels), inputs, ending=".tif")
+    if extras.table:
+        tables = []
+        for page, (image, mask, numbered) in enumerate(zip(images, masks, labels, strict=True)):
+            table = objects.measure(
+                numbered,
+                image[:, :, 0] if image.shape[2] == 1 else image,
+                classes=mask if several_classes else None,
+                pixel_size=extras.pixel_size,
+            )
+            tables.append({"page": np.full(len(table["label"]), page), **table})
+        path = folder / "table" / f"{name}.{extras.table}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        objects.write_table(path, objects.joined(tables))
+
+
 def find_files(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The image files that `inputs` name, each once and in order, and a line for each input that names none.
 
-    An input is a file, a folder (the images directly in it) or a pattern with `*`, `?`, `[...]` or `**`.
+    An input is a file, a Zarr, a folder (the images directly in it) or a pattern with `*`, `?`, `[...]` or `**`.
     """
     found: dict[Path, Path] = {}
     failures = []
     for text in inputs:
         path = Path(text)
         try:
-            if path.is_dir():
+            if path.is_dir() and path.suffix.lower() != ".zarr":
                 matches = list_images(path)
             elif path.exists() or not glob.has_magic(text):
                 matches = [path]  # one that does not exist fails when it is read
@@ -89,7 +242,7 @@ def find_files(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
                 matches = [
                     match
                     for match in sorted(map(Path, glob.glob(text, recursive=True)))
-                    if match.suffix.lower() in SUFFIXES and match.is_file()
+                    if (match.suffix.lower() in SUFFIXES and match.is_file()) or match.suffix.lower() == ".zarr"
                 ]
                 if not matches:
                     raise ImageError(f"{text}: no image file matches this pattern")
@@ -139,18 +292,18 @@ def _page_per_class(values: list[NDArray[Any]]) -> list[NDArray[Any]]:
     return [page for value in values for page in ([value] if value.ndim == 2 else list(value.transpose(2, 0, 1)))]
 
 
+def _centre(page: Pixels, mask: NDArray[Any]) -> Pixels:
+    """The pixels of the mask: a network without padding has a smaller mask, at the centre of its image."""
+    top, left = (page.shape[0] - mask.shape[0]) // 2, (page.shape[1] - mask.shape[1]) // 2
+    return page[top : top + mask.shape[0], left : left + mask.shape[1]]
+
+
 def _overlays(
     pages: list[Pixels], masks: list[NDArray[Any]], palette: Sequence[overlay.Colour]
 ) -> list[overlay.Picture]:
     # Of several classes the first is the background.
     colours = (palette if len(palette) == 1 else palette[1:]) or overlay.PALETTE
-    pictures = []
-    for page, mask in zip(pages, masks, strict=True):
-        # A network without padding has a smaller mask, at the centre of its image.
-        top, left = (page.shape[0] - mask.shape[0]) // 2, (page.shape[1] - mask.shape[1]) // 2
-        shown = page[top : top + mask.shape[0], left : left + mask.shape[1]]
-        pictures.append(overlay.draw_outlines(shown, mask, palette=colours))
-    return pictures
+    return [overlay.draw_outlines(page, mask, palette=colours) for page, mask in zip(pages, masks, strict=True)]
 
 
 def _failure(path: Path, error: Exception) -> str:

@@ -14,6 +14,7 @@
 
 #include "cuda_arrays.h"
 #include "errors.h"
+#include "tiler.h"
 #include "unet_fast.h"
 
 namespace uf::python {
@@ -207,6 +208,32 @@ class Engine {
         return py::make_tuple(output_height, output_width);
     }
 
+    // For rows and for columns, what UF_TILING_EXACT does with an image of that size: (side of a tile in pixels of the
+    // image, (origin, begin, end) of each tile), as in tiler.h.
+    py::tuple exact_tiles(int64_t height, int64_t width, int32_t tile) const {
+        uf_info info = {};
+        info.struct_size = sizeof info;
+        checked([&] { return uf_engine_info(engine_.get(), &info); });
+        Plan plan; // its sizes are all that the tiler looks at
+        plan.multiple = info.multiple;
+        plan.remainder = info.remainder;
+        plan.minimum = info.minimum;
+        plan.margin = info.margin;
+        plan.halo = info.halo;
+        const uf_run_options options = {sizeof options, UF_TILING_EXACT, tile, 0, 0};
+        Layout layout;
+        translated([&] { layout = make_layout(plan, height, width, check_run_options(&options, plan)); });
+        const auto described = [](const TileAxis &axis) {
+            py::list spans;
+            for (int64_t number = 0; number < axis.count; ++number) {
+                const TileSpan span = axis[number];
+                spans.append(py::make_tuple(span.origin, span.begin, span.end));
+            }
+            return py::make_tuple(axis.side, spans);
+        };
+        return py::make_tuple(described(layout.y), described(layout.x));
+    }
+
     // Arrays as in `image_of` and `output_in`.
     void segment(const py::object &image, const py::object &output, float max_value, int32_t tiling, int32_t tile,
                  int32_t overlap, float threshold) {
@@ -276,6 +303,7 @@ PYBIND11_MODULE(_native, module) {
         .def("profile", &Engine::profile, py::kw_only(), py::arg("count"), py::arg("height"), py::arg("width"))
         .def("output_size", &Engine::output_size, py::arg("height"), py::arg("width"), py::arg("tiling"),
              py::arg("tile"), py::arg("overlap"))
+        .def("exact_tiles", &Engine::exact_tiles, py::arg("height"), py::arg("width"), py::arg("tile"))
         .def("segment", &Engine::segment, py::arg("image"), py::arg("output"), py::kw_only(), py::arg("max_value"),
              py::arg("tiling"), py::arg("tile"), py::arg("overlap"), py::arg("threshold"));
     py::class_<Context>(module, "Context")

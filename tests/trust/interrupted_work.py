@@ -12,7 +12,7 @@ from tests import tiny
 from tests.fake_kernels import Trial, with_trials
 from tests.pixels import random_image
 from unet_fast import Engine
-from unet_fast.segment_files import segment_files
+from unet_fast.segment_files import Extras, segment_files
 
 
 def prepare(work: str, folder: Path) -> None:
@@ -35,7 +35,7 @@ def do(work: str, folder: Path) -> None:
     elif work == "segment":
         engine = Engine(folder / "unet.unet", device="cpu", threads=1)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            failed = segment_files(engine, [str(folder / "images")], folder / "masks", write_probability=True)
+            failed = segment_files(engine, [str(folder / "images")], folder / "masks", extras=Extras(probability=True))
         assert failed == 0
     else:
         Engine(folder / "trials.unet", device="cuda").tune(height=8, width=8, output=folder / "tuning.json")
