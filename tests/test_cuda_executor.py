@@ -6,8 +6,11 @@ is the CPU executor, which other tests hold against PyTorch.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +34,7 @@ from tests.fake_gpu import (
 from tests.fake_kernels import Target, with_kernels, with_triton_launches
 from tests.pixels import random_image
 from unet_fast import DeviceError, Engine, EngineFileError, UnsupportedError, engine_file
+from unet_fast.cli import main
 
 pytestmark = pytest.mark.skipif(not capi.LIBRARY.exists(), reason=f"no {capi.LIBRARY}")
 
@@ -259,7 +263,8 @@ def test_programmatic_edges_only_where_all_kernels_wait(driver: FakeDriver, fold
         (120, 13000, [Target("compute_80"), Target("compute_120")], None),
         (86, 13000, [Target("sm_89"), Target("sm_90")], 'sm_89, sm_90; freeze it with targets=("cpu", "sm_86")'),
         (100, 13000, [Target("sm_90")], 'targets=("cpu", "sm_100")'),
-        (75, 13000, [Target("compute_80")], 'targets=("cpu", "sm_75")'),
+        (110, 13000, [Target("sm_100")], 'targets=("cpu", "compute_80")'),
+        (75, 13000, [Target("compute_80")], 'compute capability 8.0 and newer; use device "cpu"'),
         (90, 12080, [Target("sm_90", driver=13000)], "for CUDA 13.0 or newer, this machine has one for CUDA 12.8"),
         (120, 13000, [Target("sm_120", shared=200_000)], "200000 bytes of shared memory, this GPU has 101376"),
     ],
@@ -282,6 +287,22 @@ def test_code_for_the_gpu(
     engine = Engine(path, device="cuda")
     pixels = pixels_for(engine, 1)
     assert difference(engine.probability(pixels), truth_of(folder, "plain", pixels)) < TOLERANCE["fp16"]
+
+
+@on_fake_gpu
+def test_advice_can_be_followed(driver: FakeDriver, folder: Path) -> None:
+    """The target that a message names is one that freezing knows, and its code runs on the GPU."""
+    pytest.importorskip("triton")
+    from unet_fast.kernels import aot
+
+    for capability in (*aot.ARCHITECTURES, 88, 101, 110, 130):
+        driver.configure([{"capability": capability}])
+        with pytest.raises(UnsupportedError, match="no GPU code") as failure:
+            Engine(frozen(folder), device="cuda")
+        advised = re.search(r'targets=\("cpu", "(\w+)"\)', str(failure.value))
+        assert advised is not None
+        assert aot.Target.parse(advised[1]).portable == (capability not in aot.ARCHITECTURES)
+        assert Engine(file_with(folder, "plain", Target(advised[1])), device="cuda").device == "cuda:0"
 
 
 @on_fake_gpu
@@ -308,6 +329,17 @@ def test_device_choice(driver: FakeDriver, folder: Path) -> None:
     with pytest.raises(UnsupportedError, match="no GPU"):
         Engine(path, device="cuda")
     assert "no GPU" in Engine(path).device_reason
+
+
+@on_fake_gpu
+def test_inspect_says_where_the_file_runs(driver: FakeDriver, folder: Path) -> None:
+    path = file_with(folder, "plain", Target("sm_90", driver=13000))
+    for version, expected in ((13000, "cuda:0 in fp16: "), (12080, "cpu in .*machine has one for CUDA 12.8")):
+        driver.configure(driver=version)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main(["inspect", str(path)]) == 0
+        assert re.search(f"here +runs on {expected}", printed.getvalue())
+        assert re.search(r"targets +cpu, sm_90 \(driver for CUDA 13\.0\)", printed.getvalue())
 
 
 @on_fake_gpu
@@ -897,10 +929,28 @@ def test_declarations_match_nvidias(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def reason_for_the_cpu(path: Path, **environment: str) -> str:
+    """`Engine.device_reason` in a fresh process with these variables."""
+    code = "import sys, unet_fast; print(unet_fast.Engine(sys.argv[1]).device_reason)"
+    command = [sys.executable, "-c", code, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def test_without_a_driver(folder: Path) -> None:
     """On a machine without libcuda.so.1, which a plain child process here is unless it has a GPU."""
-    code = "import sys, unet_fast; print(unet_fast.Engine(sys.argv[1]).device_reason)"
-    result = subprocess.run([sys.executable, "-c", code, str(file_with(folder))], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    if "a GPU" not in result.stdout:
-        assert "no NVIDIA driver" in result.stdout or "no GPU" in result.stdout
+    reason = reason_for_the_cpu(file_with(folder))
+    if "a GPU" not in reason:
+        assert "no NVIDIA driver" in reason or "no GPU" in reason
+
+
+def test_a_driver_that_is_too_old(folder: Path, tmp_path: Path) -> None:
+    """One that lacks entry points."""
+    source = tmp_path / "driver.c"
+    source.write_text("int cuInit(unsigned flags) { return (int)flags; }\n")
+    command = ["c++", "-x", "c", "-shared", "-fPIC", str(source), "-o", str(tmp_path / "libcuda.so.1")]
+    subprocess.run(command, check=True)
+    reason = reason_for_the_cpu(file_with(folder), LD_LIBRARY_PATH=str(tmp_path))
+    assert "the NVIDIA driver of this machine is too old: it has no cu" in reason
+    assert "update it to one for CUDA 12 or newer" in reason

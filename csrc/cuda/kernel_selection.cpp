@@ -20,6 +20,17 @@ bool fits(const KernelCode &code, int capability) {
     return code.capability / 10 == capability / 10 && code.capability <= capability;
 }
 
+// What would make the file run on the device: the advice of an error message.
+std::string advice(int capability) {
+    if (capability < 80)
+        return "GPU code is made for compute capability 8.0 and newer; use device \"cpu\"";
+    // As unet_fast/kernels/aot.py can compile; other GPUs translate PTX.
+    bool known = false;
+    for (const int architecture : {80, 86, 87, 89, 90, 100, 103, 120, 121})
+        known = known || architecture == capability;
+    return message("freeze it with targets=(\"cpu\", \"", known ? message("sm_", capability) : "compute_80", "\")");
+}
+
 class Selector {
   public:
     Selector(const Plan &plan, const Device &device, const std::string &precision)
@@ -101,7 +112,6 @@ class Selector {
     }
 
     [[noreturn]] void throw_nothing_fits(const Step &step, size_t variant) const {
-        const int capability = device_.capability();
         std::string why;
         if (driver_ != 0) {
             const auto version = [](int number) { return message(number / 1000, '.', number % 1000 / 10); };
@@ -113,8 +123,8 @@ class Selector {
             std::string targets;
             for (const std::string &target : targets_)
                 targets += (targets.empty() ? "" : ", ") + target;
-            why = message(targets.empty() ? "the file has none" : "the file has " + targets,
-                          "; freeze it with targets=(\"cpu\", \"sm_", capability, "\")");
+            why = message(targets.empty() ? "the file has none" : "the file has " + targets, "; ",
+                          advice(device_.capability()));
         }
         std::string what = message("op ", in_quotes(step.op->name));
         if (step.role == Step::Role::reads_image)
@@ -148,8 +158,8 @@ const std::vector<Candidate> &Step::of(PixelType pixel, ResultType result) const
 
 Selection select_kernels(const Plan &plan, const Device &device, const std::string &precision) {
     if (plan.kernels == nullptr || plan.kernels->kernels.empty())
-        throw Error(UF_ERR_UNSUPPORTED, message("the file has no GPU code; freeze it with targets=(\"cpu\", \"sm_",
-                                                device.capability(), "\") to run on ", device.description()));
+        throw Error(UF_ERR_UNSUPPORTED, message("the file has no GPU code to run on ", device.description(), "; ",
+                                                advice(device.capability())));
     std::set<std::string> present;
     for (const Kernel &kernel : plan.kernels->kernels)
         present.insert(kernel.precision);
