@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -63,7 +64,11 @@ class Interpreter:
 
     def submit(self, case: Case) -> Future[dict[str, Array]]:
         """What the ops wrote: float32 arrays by buffer name, and "result" as it was written."""
-        return self._pool.submit(run, case)
+        return self.call(run, case)
+
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """`function(*arguments)` there."""
+        return self._pool.submit(function, *arguments)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -88,6 +93,62 @@ def _interpret() -> None:
         return multiply(self, widened(a), widened(b), *rest)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
+    _watch_waiting(interpreter.InterpreterBuilder)
+
+
+def _watch_waiting(builder: Any) -> None:
+    """Tells `Dependence` when a program starts and when it waits for the kernels before."""
+    from unet_fast.kernels import common
+
+    select_program = builder.set_grid_idx
+
+    def set_grid_idx(self: Any, x: int, y: int, z: int) -> None:
+        select_program(self, x, y, z)
+        Dependence.current.start_program()
+
+    builder.set_grid_idx = set_grid_idx
+    common.gdc_wait = lambda: Dependence.current.wait()
+    common.gdc_launch_dependents = lambda: None
+
+
+class Dependence:
+    """Programmatic dependent launch as the worst case sees it: until a program has waited, all that other kernels read
+    or write holds poison, and a program that writes any of it is caught."""
+
+    current: Dependence
+
+    def __init__(self, tensors: Sequence[Any]) -> None:
+        self._tensors = list({tensor.data_ptr(): tensor for tensor in tensors}.values())
+        self._kept: list[Any] | None = None
+
+    def start_program(self) -> None:
+        self.finish()
+        self._kept = [tensor.clone() for tensor in self._tensors]
+        for tensor in self._tensors:
+            tensor.fill_(self._poison(tensor))
+
+    def wait(self) -> None:
+        assert self._kept is not None, "a program waits twice"
+        for tensor, values in zip(self._tensors, self._kept, strict=True):
+            untouched = tensor.isnan() if tensor.is_floating_point() else tensor == self._poison(tensor)
+            assert untouched.all(), "a program writes before it waits"
+            tensor.copy_(values)
+        self._kept = None
+
+    def finish(self) -> None:
+        assert self._kept is None, "a program ends without waiting"
+
+    @staticmethod
+    def _poison(tensor: Any) -> float:
+        return math.nan if tensor.is_floating_point() else 99
+
+
+def int64(value: int) -> Any:
+    """A parameter of that type; the interpreter takes small integers for int32."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    return tl.tensor(TensorHandle(np.array([value], np.int64), tl.int64), tl.int64)
 
 
 def run(case: Case) -> dict[str, Array]:
@@ -95,7 +156,7 @@ def run(case: Case) -> dict[str, Array]:
     from unet_fast.kernels.launch import Site
 
     shapes = {name: array.shape for name, array in case.tensors.items()}
-    device = _Device(case)
+    device = Device(case)
     for index in case.ops:
         op = case.document["ops"][index]
         select = {"result": case.result} if op["op"] in ("head", "output") else {}
@@ -110,7 +171,7 @@ def run(case: Case) -> dict[str, Array]:
     return device.results()
 
 
-class _Device:
+class Device:
     """Memory of one run: what was given, and poison where nothing was written yet."""
 
     def __init__(self, case: Case) -> None:
@@ -182,7 +243,11 @@ class _Device:
     def launch(self, op: Mapping[str, Any], launch: Any) -> None:
         values = {name: self.argument(op, argument) for name, argument in launch.arguments.items()}
         others = {name: launch.constants.get(name) for name in launch.kernel.arg_names if name not in values}
-        launch.kernel[tuple(self.axis(op, axis) for axis in launch.grid)](**values, **(others | {"PDL": False}))
+        shared = ("buffer", "scratch", "result")
+        dependence = Dependence([values[name] for name, a in launch.arguments.items() if a["kind"] in shared])
+        Dependence.current = dependence
+        launch.kernel[tuple(self.axis(op, axis) for axis in launch.grid)](**values, **(others | {"PDL": True}))
+        dependence.finish()
         if "counters" in values:
             assert not values["counters"].any(), "a kernel must leave its counters zero"
 
@@ -206,13 +271,13 @@ class _Device:
             first = (self.pixels.shape[2] - 1) * self.pixels.shape[3] if case.flipped else 0
             return torch.from_numpy(self.pixels.reshape(-1))[first:]
         if kind == "image_stride":
-            return self.image_strides()[argument["axis"]]
+            return int64(self.image_strides()[argument["axis"]])
         if kind == "transform":
             return torch.from_numpy(np.asarray(case.transform, np.float32))
         if kind == "result":
             return self.result
         if kind == "result_stride":
-            return {"image": self.result.stride(0), "row": self.row_stride}[argument["axis"]]
+            return int64({"image": self.result.stride(0), "row": self.row_stride}[argument["axis"]])
         if kind == "logit_threshold":
             return float(case.threshold)
         value = argument["value"]

@@ -224,7 +224,7 @@ CASES |= {
     "stem, linear, pooled": stem("uint8", 1, activation="none", pool=True),
     "stem, leaky": stem("float32", 3, activation="leaky_relu"),
     "stem, 2x1, 24 outputs, no padding": stem("uint8", 3, (2, 1), [0, 0, 0, 0], outputs=24),
-    **{f"stem, {p}": stem("uint8", 3, pool=True, precision=p) for p in ("fp16", "bf16")},
+    **{f"stem, {p}": stem("uint8", 3, pool=True, precision=p) for p in ("fp16", "bf16", "tf32")},
 }
 
 
@@ -322,7 +322,7 @@ CASES |= {
     "concat_conv, 4x1": concat_conv("bilinear", kernel=(4, 1), padding=[3, 0, 0, 0]),
     "concat_conv, split": concat_conv("none", (64, 32), 32, split=True),
     "concat_conv, bilinear, split": concat_conv("bilinear_corners", (32, 64), 32, split=True, candidate=1),
-    **{f"concat_conv, {p}": concat_conv("bilinear", precision=p) for p in ("fp16", "bf16")},
+    **{f"concat_conv, {p}": concat_conv("bilinear", precision=p) for p in ("fp16", "bf16", "tf32")},
 }
 
 
@@ -382,7 +382,7 @@ CASES |= {
     "head, 160 channels, one class": head("sigmoid", 1, False, 16, 160),
     "head, 1x1, odd": head("identity", 3, False, 5, 7, kernel=1, activation="none"),
     **{f"head, {p}": head("sigmoid", 1, False, precision=p, candidate=1) for p in ("fp16", "bf16", "tf32")},
-    **{f"head, {p}, classes": head("identity", 3, False, precision=p) for p in ("fp16", "bf16")},
+    **{f"head, {p}, classes": head("identity", 3, False, precision=p) for p in ("fp16", "bf16", "tf32")},
 }
 
 
@@ -425,7 +425,8 @@ def equal_logits(random: np.random.Generator) -> tuple[Case, dict[str, Array]]:
 
 
 CASES |= {f"output, {kind} {k}, {'mask' if mask else 'probability'}": output(kind, k, mask) for kind, k, mask in KINDS}
-CASES |= {"output, fp16": output("softmax", 5, False, "fp16"), "output, equal logits": equal_logits}
+CASES |= {f"output, {p}": output("softmax", 5, False, p) for p in ("fp16", "bf16")}
+CASES |= {"output, equal logits": equal_logits}
 CASES |= {
     "output, a part": first_part(output("sigmoid", 1, False), 2, 257),
     "output, a part, classes": first_part(output("softmax", 5, True), 3, 17),
@@ -455,7 +456,10 @@ CASES |= {
     "conv_transpose, 3x3 stride 2, cropped": conv_transpose((3, 3), (2, 2), [1, 0, 1, 2], (40, 24)),
     "conv_transpose, 4x2 stride 1x3": conv_transpose((4, 2), (1, 3), [3, 1, 0, 0], (3, 5)),
     "conv_transpose, 1x1 stride 4": conv_transpose((1, 1), (4, 4), [0, 0, 0, 0]),
-    "conv_transpose, fp16": conv_transpose((4, 4), (2, 2), [1, 1, 1, 1], precision="fp16"),
+    **{
+        f"conv_transpose, {p}": conv_transpose((4, 4), (2, 2), [1, 1, 1, 1], precision=p)
+        for p in ("fp16", "bf16", "tf32")
+    },
 }
 
 
@@ -493,14 +497,20 @@ def pad_op(*padding: int) -> dict[str, Any]:
     return {"op": "pad", "padding": list(padding)}
 
 
-POOLS: dict[str, Any] = {"max": functional.max_pool2d, "average": functional.avg_pool2d}
+def pooled(mode: str, kernel: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    function = {"max": functional.max_pool2d, "average": functional.avg_pool2d}[mode]
+    return lambda x: function(x, kernel)
+
+
+def affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    return (x * scale[:, None, None] + shift[:, None, None]).relu()
+
+
 ACTIVATIONS = ("none", "relu", "leaky_relu", "sigmoid", "tanh", "softmax")
 CASES |= {
     **{
-        f"pool, {mode}, {ky}x{kx}": plain(
-            {"op": "pool", "mode": mode, "kernel": [ky, kx]}, lambda x, f=POOLS[mode], k=(ky, kx): f(x, k)
-        )
-        for mode, (ky, kx) in itertools.product(POOLS, ((2, 2), (3, 4), (1, 3)))
+        f"pool, {mode}, {ky}x{kx}": plain({"op": "pool", "mode": mode, "kernel": [ky, kx]}, pooled(mode, (ky, kx)))
+        for mode, (ky, kx) in itertools.product(("max", "average"), ((2, 2), (3, 4), (1, 3)))
     },
     **{
         f"upsample, {mode}, x{n}": plain({"op": "upsample", "mode": mode, "scale": n}, resized(mode, n), size=(5, 7))
@@ -525,18 +535,22 @@ CASES |= {
         {"op": "affine", "activation": "none"}, lambda x, a, b: x * a[:, None, None] + b[:, None, None],
         tensors=("scale", "shift"),
     ),
-    "affine, relu": plain(
-        {"op": "affine", "activation": "relu"}, lambda x, a, b: (x * a[:, None, None] + b[:, None, None]).relu(), (5,),
-        tensors=("scale", "shift"),
-    ),
+    "affine, relu": plain({"op": "affine", "activation": "relu"}, affine, (5,), tensors=("scale", "shift")),
     **{
-        f"{name}, {precision}": plain(op, function, channels, precision=precision)
+        f"{name}, {precision}": plain(op, function, channels, precision=precision, tensors=tensors)
         for precision in ("fp16", "bf16")
-        for name, op, function, channels in (
-            ("pool", {"op": "pool", "mode": "average", "kernel": [2, 2]}, lambda x: functional.avg_pool2d(x, 2), (8,)),
-            ("upsample", {"op": "upsample", "mode": "bilinear", "scale": 2}, resized("bilinear", 2), (8,)),
-            ("add", {"op": "add", "activation": "none"}, lambda a, b: a + b, (8, 8)),
-            ("activation", {"op": "activation", "activation": "softmax"}, activated("softmax"), (9,)),
+        for name, op, function, channels, tensors in (
+            ("pool", {"op": "pool", "mode": "average", "kernel": [2, 2]}, pooled("average", (2, 2)), (8,), ()),
+            ("pool, max", {"op": "pool", "mode": "max", "kernel": [2, 2]}, pooled("max", (2, 2)), (8,), ()),
+            ("upsample", {"op": "upsample", "mode": "bilinear", "scale": 2}, resized("bilinear", 2), (8,), ()),
+            ("upsample, nearest", {"op": "upsample", "mode": "nearest", "scale": 3}, resized("nearest", 3), (3,), ()),
+            ("pad", pad_op(-1, 2, 1, -3), lambda x: functional.pad(x, (2, -3, -1, 1)), (5,), ()),
+            ("concat", {"op": "concat"}, lambda *x: torch.cat(x, 1), (7, 8), ()),
+            ("add", {"op": "add", "activation": "none"}, lambda a, b: a + b, (8, 8), ()),
+            ("activation", {"op": "activation", "activation": "softmax"}, activated("softmax"), (9,), ()),
+            ("activation, tanh", {"op": "activation", "activation": "tanh"}, activated("tanh"), (9,), ()),
+            ("l2_normalise", {"op": "l2_normalise", "mode": "columns"}, l2_normalised(2), (3,), ()),
+            ("affine", {"op": "affine", "activation": "relu"}, affine, (8,), ("scale", "shift")),
         )
     },
 }  # fmt: skip
