@@ -205,6 +205,7 @@ def test_freeze_inspect_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str
     described = capsys.readouterr().out
     assert "cells" in described
     assert "up_conv" in described
+    assert "here          runs on " in described
     assert run("verify", path, "--device", "cpu") == 0
     assert "passed" in capsys.readouterr().out
     assert run("verify", "pretrained", "--device", "cpu") == 0

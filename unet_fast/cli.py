@@ -155,9 +155,12 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from .engine import Engine
     from .inspect import inspect
 
     print(inspect(options.engine))
+    engine = Engine(options.engine)
+    print(f"here          runs on {engine.device} in {engine.precision}: {engine.device_reason}")
     return 0
 
 

@@ -44,7 +44,10 @@ def _heading(document: dict[str, Any]) -> list[str]:
     if output["class_names"]:
         result += f" ({', '.join(output['class_names'])})"
     halo = "cannot be exact" if document["halo"] is None else f"halo {document['halo']} px"
-    targets = sorted({code["target"] for kernel in document["kernels"] for code in kernel.get("code", [])})
+    drivers: dict[str, int] = {}
+    for code in (code for kernel in document["kernels"] for code in kernel.get("code", [])):
+        drivers[code["target"]] = max(code["driver"], drivers.get(code["target"], 0))
+    targets = [f"{target} (driver for CUDA {n // 1000}.{n % 1000 // 10})" for target, n in sorted(drivers.items())]
     accuracy = ", ".join(f"{name} {error:.1e}" for name, error in sorted(document["accuracy"].items()))
     return [
         f"{document['name']}: engine file version {document['format_version']} by {document['producer']}",
