@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from tests.fake_gpu import ROOT, FakeMachine
 from tests.gpu import run
+from tests.programs import offline
 
 JsonDict = dict[str, Any]
 
@@ -32,8 +35,38 @@ def test_find_gpu(machine: FakeMachine) -> None:
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PACKAGES", {"numpy": "numpy", "no_such_module": "a-distribution"})
+    monkeypatch.setattr(run, "TOOLS", ("no-such-tool",))
     monkeypatch.setattr(run, "JSON_HEADER", "no/such/header.hpp")
-    assert [text.split()[0] for text in run.missing()] == ["a-distribution", "nlohmann_json"]
+    assert [text.split()[0] for text in run.missing()] == ["a-distribution", "no-such-tool", "nlohmann_json"]
+
+
+#: What `make test-gpu` owes, by names of tests.
+OWED = (
+    *(f"test_every_network_in_fp16[{name}]" for name in ("relunet16", "relunet64", "valid", "classes", "odd")),
+    "test_masks_of_real_micrographs", "test_ten_thousand_repeats[0]", "test_threads_with_their_own_contexts",
+    *(f"test_compute_sanitizer[rgb-{tool}]" for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_make_test_gpu_up_to_its_tests(machine: FakeMachine, tmp_path: Path) -> None:
+    """From the sources alone and without a network: it finds the GPU, builds in place and hands its tests to pytest,
+    which only lists them here.  What it has built runs."""
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    tree = tmp_path / "tree"
+    left_out = shutil.ignore_patterns("build", ".*", "*.egg-info", "__pycache__", "*.so", "lib", "demo-output")
+    shutil.copytree(ROOT, tree, ignore=left_out)
+    environment = os.environ | {"LD_LIBRARY_PATH": machine.folder, "PYTEST_ADDOPTS": "--collect-only -q"}
+    command = offline("make", "test-gpu", f"PYTHON={sys.executable}")
+    result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Fake H200, sm_90, driver for CUDA 13.0" in result.stdout
+    assert [name for name in OWED if f"::{name}\n" not in result.stdout] == []
+    code = "import unet_fast, numpy; print(unet_fast.__file__); e = unet_fast.pretrained_engine(device='cpu');"
+    code += "print(e.segment(numpy.zeros((70, 50), numpy.uint8)).shape)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tree, capture_output=True, text=True)
+    assert result.stdout.split("\n")[:2] == [str(tree / "unet_fast" / "__init__.py"), "(70, 50)"], result.stderr
 
 
 def test_rehearsal(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.programs import run, tool
+from tests.programs import offline, run, tool
 from unet_fast import pretrained_engine, synthetic
 
 slow = pytest.mark.slow  # builds the library once per Python
@@ -41,13 +41,6 @@ image, _ = synthetic.micrograph(5, 200, 300)
 mask = unet_fast.pretrained_engine(device="cpu", precision="float32").segment(image)
 sys.stdout.buffer.write(mask.tobytes())
 """
-
-
-def offline(*command: str | Path) -> list[str | Path]:
-    """The command without a network, where the kernel lets us take it away."""
-    without = ["unshare", "--map-root-user", "--net"]
-    works = shutil.which("unshare") and subprocess.run([*without, "true"], capture_output=True).returncode == 0
-    return [*(without if works else []), *command]
 
 
 def test_type_stubs_are_those_of_the_module(tmp_path: Path) -> None:

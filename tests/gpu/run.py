@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ PACKAGES = {
     "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm", "torch": "torch",
     "triton": "triton", "pytest": "pytest", "setuptools": "setuptools", "pybind11": "pybind11",
 }  # fmt: skip
+TOOLS = ("cmake",)
 JSON_HEADER = "nlohmann/json.hpp"
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
@@ -65,6 +67,7 @@ def find_gpu() -> Gpu | str:
 def missing() -> list[str]:
     """What has to be installed or carried along first."""
     wanting = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    wanting += [name for name in TOOLS if shutil.which(name, path=environment()["PATH"]) is None]
     places = [Path(folder) for folder in ("/usr/include", "/usr/local/include")]
     spec = importlib.util.find_spec("nlohmann_json")
     if spec is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests import capi
+from tests.capi import Api, StatusError, image_of, output_in
 from tests.gpu.conftest import Files, only
 from tests.gpu.run import ROOT, Gpu
 from tests.pixels import random_image
@@ -94,6 +98,29 @@ def test_threads_with_their_own_streams(preset: Engine) -> None:
     assert wrong == []
 
 
+def test_threads_with_their_own_contexts(gpu_file: Files) -> None:
+    """Through the C API, from and to host memory."""
+    api = Api()
+    images = random_image((THREADS, 256, 256, 1), seed=8)
+
+    def run(context: Any, index: int) -> np.ndarray[Any, Any]:
+        probability = np.full((1, 256, 256, 1), np.nan, np.float32)
+        api.enqueue(context, image_of(images[index : index + 1]), output_in(probability))
+        return probability
+
+    with api.engine(gpu_file("relunet16", None), device="cuda") as engine:
+        with api.context(engine) as context:
+            expected = [run(context, index) for index in range(THREADS)]
+
+        def wrong(first: int) -> int:
+            with api.context(engine) as context:
+                turns = [(first + turn) % THREADS for turn in range(200)]
+                return sum(not np.array_equal(run(context, index), expected[index]) for index in turns)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            assert list(pool.map(wrong, range(THREADS))) == [0] * THREADS
+
+
 # --- PyTorch's tensors ---
 
 
@@ -166,6 +193,32 @@ def test_what_does_not_fit(preset: Engine) -> None:
         preset.probability(torch.zeros(256, 256, device="cuda", requires_grad=True))
     with pytest.raises(TypeError, match="out must be an array in GPU memory"):
         preset.segment(image, out=np.empty((256, 256), np.uint8))
+
+
+def test_wrong_memory_streams_and_batches(gpu_file: Files) -> None:
+    """What the driver says of them is understood."""
+    api, driver = Api(), ctypes.CDLL("libcuda.so.1")
+    pixels, mask = random_image((2, 256, 256, 1)), np.empty((2, 256, 256), np.uint8)
+    pinned = torch.from_numpy(pixels).pin_memory()
+    other, stream = ctypes.c_void_p(), ctypes.c_void_p()
+    assert driver.cuCtxCreate_v2(ctypes.byref(other), 0, 0) == 0
+    assert driver.cuStreamCreate(ctypes.byref(stream), 0) == 0
+    assert driver.cuCtxPopCurrent_v2(ctypes.byref(other)) == 0
+    with api.engine(gpu_file("relunet16", None), device="cuda") as engine, api.context(engine) as context:
+
+        def refused(image: capi.Image, expected: str, stream: int = 0) -> None:
+            with pytest.raises(StatusError) as failure:
+                api.enqueue(context, image, output_in(mask[: image.count]), stream)
+            assert failure.value.status == capi.INVALID_ARGUMENT
+            assert expected in failure.value.message
+
+        refused(image_of(pixels[:1], pixels.ctypes.data), "image.data is not an address that CUDA knows")
+        refused(image_of(pixels[:1], pinned.data_ptr()), "image.data is in host memory")
+        refused(image_of(pixels[:1]), "cuda_stream belongs to another device or CUDA context", stream.value or 0)
+        refused(image_of(pixels), "this context takes up to 1 of 256 x 256")
+        api.enqueue(context, image_of(pixels[:1]), output_in(mask[:1]))
+        assert np.isin(mask[:1], (0, 255)).all()
+    assert driver.cuCtxDestroy_v2(other) == 0
 
 
 # --- tuning and profile ---
