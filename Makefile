@@ -74,7 +74,7 @@ clean:  ## Remove everything that make has made
 	rm -rf $(VENV) build demo-output unet_fast/lib unet_fast/include unet_fast/data unet_fast/_native*.so
 
 help:
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 # The build requirements stay in the environment, so that a second build is incremental.
 $(VENV)/created:

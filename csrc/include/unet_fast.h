@@ -27,8 +27,9 @@
  *           does not know (else UF_ERR_UNSUPPORTED).  Initialise them by name, so that new fields are zero.
  * Memory    The library keeps no pointer to a caller's image or output after the call (uf_enqueue: after the work).
  *           Pixels need no alignment beyond that of their type.  Image and output must not overlap.
- * Threads   Any thread may use an engine, many at once.  A context serves one call at a time; a second one gets
- *           UF_ERR_BUSY.  A process may fork; a child goes on with engines on the CPU.
+ * Threads   Any thread may call any function at any time.  Many may use one engine at once; a context serves one call
+ *           at a time, a second one gets UF_ERR_BUSY.  A process may fork; a child goes on with engines on the CPU.
+ *           No function is for signal handlers.
  * Sizes     are in pixels, strides in bytes.  height x width is rows x columns.
  */
 #ifndef UNET_FAST_H
@@ -61,7 +62,7 @@ extern "C" {
 /** How a call ended. */
 typedef enum uf_status {
     UF_OK = 0,                   /**< done */
-    UF_ERR_INVALID_ARGUMENT = 1, /**< a NULL, a size, a stride, a dtype or a pixel value (NaN) that is not accepted */
+    UF_ERR_INVALID_ARGUMENT = 1, /**< a NULL, a size, a stride, a dtype or a pixel that is not accepted */
     UF_ERR_IO = 2,               /**< the file cannot be opened or read */
     UF_ERR_BAD_FILE = 3,         /**< not an engine file, or a damaged one */
     UF_ERR_VERSION = 4,          /**< written by a newer unet_fast than this library reads */
@@ -125,7 +126,8 @@ typedef struct uf_options {
 
 /** An image, or a batch of them, in host memory or that of the GPU the engine runs on.  Channels are interleaved (HWC)
  * by default.  Strides express the rest: rows of a larger image, planar channels, reversed or left-out channels;
- * uf_image_describe() sets them for the usual encodings.  They may be negative. */
+ * uf_image_describe() sets them for the usual encodings.  They may be negative.  Float pixels must be finite, and may
+ * be darker than 0 and brighter than `max_value`; those in GPU memory are not checked. */
 typedef struct uf_image {
     size_t struct_size;           /**< sizeof(uf_image) */
     const void *data;             /**< first channel of the first pixel of the first image, aligned to its dtype */
@@ -165,7 +167,8 @@ typedef struct uf_run_options {
     int32_t tile;       /**< side of a tile, a legal size; 0: the trained size (fast), up to 1024 (exact) */
     int32_t overlap;    /**< UF_TILING_FAST: pixels that neighbouring tiles share, up to half of what a tile gives;
                              0: an eighth of it */
-    float threshold;    /**< probability above which a pixel is foreground, in (0, 1); 0: the file's, usually 0.5 */
+    float threshold;    /**< probability above which a pixel of a mask of one class is foreground, in (0, 1); 0: the
+                             file's, usually 0.5.  Several classes: not used, the most probable one wins */
 } uf_run_options;
 
 /** What an engine is now: device, precision and tuning change where a GPU is lost on device "auto", and where the
