@@ -283,10 +283,10 @@ print(before, peak())
 def test_memory_of_a_slide_is_bounded(tmp_path: Path) -> None:
     """30,000 x 30,000 pixels: the image and its mask have 0.9 GB each, the labels 3.6 GB."""
     side = 30_000
-    spec = UNetSpec(base_width=4, depth=1, tile=32)
+    spec = UNetSpec(base_width=8, depth=2, convs_per_stage=1, tile=32)
     freeze(from_spec(spec, random_weights(spec, seed=1)), tmp_path / "tiny.unet")
     image = tifffile.memmap(tmp_path / "slide.tif", shape=(side, side), dtype=np.uint8)
-    texture = np.kron(random_image((100, 125), seed=1), np.ones((8, 8), np.uint8))
+    texture = np.kron(random_image((50, 63), seed=1), np.ones((16, 16), np.uint8))[:, :1000]
     for top in range(0, side, 500):
         image[top : top + 500] = np.tile(np.roll(texture, top // 7, axis=1), (1, side // 1000))[:500]
     image.flush()
@@ -300,7 +300,7 @@ def test_memory_of_a_slide_is_bounded(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     before, peak = (int(number) / 1024 for number in run.stdout.split())
     print(f"\npeak memory {peak:.0f} MiB, of which {before:.0f} MiB before the first tile")
-    assert peak - before < 600
+    assert peak < 1600
     mask, labels = (tifffile.memmap(tmp_path / f"{name}.tif", mode="r") for name in ("mask", "labels"))
     inner = np.s_[64:-64, 64:-64]
     seen = np.array(mask[20_000:20_600, 20_000:20_600])
