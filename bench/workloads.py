@@ -26,7 +26,7 @@ IMAGES = 4
 
 @dataclass(frozen=True)
 class Network:
-    """A spec with random weights of He scale, and uint8 images for it: (IMAGES, side, side, channels)."""
+    """A spec with random weights, and uint8 images for it: (IMAGES, side, side, channels)."""
 
     name: str
     spec: UNetSpec
@@ -35,7 +35,14 @@ class Network:
 
     @functools.cached_property
     def weights(self) -> dict[str, Array]:
-        return random_weights(self.spec, seed=1)
+        """Random, of He scale.  The mean logit lies two standard deviations above 0, so that, as of a trained network,
+        most pixels are decided: near 0 the relative error of a probability would be the absolute one of its logit, and
+        the sign of most logits a matter of rounding.
+        """
+        weights = random_weights(self.spec, seed=1)
+        logits = _forward(self.spec, weights, self.images[:1], torch.float32)
+        weights["head.bias"] += 2 * logits.std() - logits.mean()
+        return weights
 
     @functools.cached_property
     def images(self) -> Array:
@@ -49,9 +56,7 @@ class Network:
     @functools.cached_property
     def torch_model(self) -> UNet:
         """The network in PyTorch, float32."""
-        model = UNet(self.spec).eval()
-        model.load_state_dict({name: torch.from_numpy(value) for name, value in self.weights.items()})
-        return model
+        return _model(self.spec, self.weights)
 
     def pixels(self, count: int) -> torch.Tensor:
         """The batch as the network in PyTorch takes it: float32 (count, channels, side, side) in [0, 1]."""
@@ -59,11 +64,7 @@ class Network:
 
     def truth(self, image: Array) -> Array:
         """Logits in float64 for images (N, h, w, channels), as (N, h, w, classes)."""
-        model = UNet(self.spec).eval().double()
-        model.load_state_dict({name: torch.from_numpy(value).double() for name, value in self.weights.items()})
-        with torch.inference_mode():
-            logits = model(torch.from_numpy(image).permute(0, 3, 1, 2).double() / 255)
-        return logits.permute(0, 2, 3, 1).numpy()
+        return _forward(self.spec, self.weights, image, torch.float64)
 
     @functools.cached_property
     def _image_logits(self) -> dict[int, Array]:
@@ -98,6 +99,19 @@ class Network:
             calibration = self.images if precision == "int8" else None
             freeze((self.spec, self.weights), path, precision=precision, targets=targets, calibration=calibration)
         return path
+
+
+def _model(spec: UNetSpec, weights: dict[str, Array]) -> UNet:
+    model = UNet(spec).eval()
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    return model
+
+
+def _forward(spec: UNetSpec, weights: dict[str, Array], images: Array, dtype: torch.dtype) -> Array:
+    """Logits of uint8 images (N, h, w, channels), as (N, h, w, classes)."""
+    with torch.inference_mode():
+        logits = _model(spec, weights).to(dtype)(torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype) / 255)
+    return logits.permute(0, 2, 3, 1).numpy()
 
 
 class Networks:
