@@ -38,6 +38,7 @@ PIECES: dict[str, list[str]] = {
     "tiled": ["bench/test_segment.py::test_tiled"],
     "growth": ["bench/test_growth.py"],
     "latency-float32": [_LATENCY, "-k", "unet_fast-cpu-float32"],
+    "latency-kept-warm": [_LATENCY, "-k", "kept_warm"],
     "latency-bf16": [_LATENCY, "-k", "unet_fast-cpu-bf16"],
     "latency-int8": [_LATENCY, "-k", "unet_fast-cpu-int8"],
     "latency-ONNX-Runtime": [_LATENCY, "-k", "ONNX_Runtime"],

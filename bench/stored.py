@@ -18,7 +18,8 @@ class Run:
 
     def __init__(self, stored: dict[str, Any]) -> None:
         self.machine: dict[str, Any] = stored["machine_info"]
-        self.commit: str = stored["commit_info"].get("id", "unknown")[:12]
+        commits = stored["commit_info"].get("id", "unknown").split(", ")
+        self.commit: str = ", ".join(commit[:12] for commit in commits)
         if stored["commit_info"].get("dirty"):
             self.commit += " with local changes"
         self.date: str = stored["datetime"][:10]
@@ -99,18 +100,16 @@ def slim(stored: dict[str, Any]) -> None:
 
 
 def merged(documents: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
-    """Documents of one machine and commit, measured one after the other, as one that `command` made.
+    """Documents of one machine, measured one after the other, as one that `command` made.
 
-    Ceilings are the highest of any document, and so is the load.  `ValueError` if machines or commits differ.
+    Ceilings are the highest of any document, and so is the load.  Where pieces were measured again at a later commit,
+    all commits are named.  `ValueError` if machines differ.
     """
     first = documents[0]
     machines = [document["machine_info"] for document in documents]
-    for what, values in (
-        ("machine", [machine["machine_class"] for machine in machines]),
-        ("commit", [document["commit_info"].get("id") for document in documents]),
-    ):
-        if len(set(values)) > 1:
-            raise ValueError(f"pieces of one run must be of one {what}, got {', '.join(sorted(map(str, set(values))))}")
+    classes = sorted({machine["machine_class"] for machine in machines})
+    if len(classes) > 1:
+        raise ValueError(f"pieces of one run must be of one machine, got {', '.join(classes)}")
     about = {
         **machines[0],
         "command": command,
@@ -118,11 +117,12 @@ def merged(documents: Sequence[dict[str, Any]], command: str) -> dict[str, Any]:
         "ceilings": _highest([machine["ceilings"] for machine in machines]),
         "gpu_ceilings": _highest([machine["gpu_ceilings"] for machine in machines]),
     }
+    commits = dict.fromkeys(document["commit_info"].get("id", "unknown") for document in documents)
     dirty = any(document["commit_info"].get("dirty") for document in documents)
     return {
         **first,
         "machine_info": about,
-        "commit_info": {**first["commit_info"], "dirty": dirty},
+        "commit_info": {**first["commit_info"], "id": ", ".join(commits), "dirty": dirty},
         "benchmarks": [benchmark for document in documents for benchmark in document["benchmarks"]],
     }
 

@@ -20,6 +20,8 @@ PACES = {1: 20, 10: 20, 30: 20, 100: 25}
 BACK_TO_BACK_S = 40
 IDLE_S, IDLE_ROUNDS = 10.0, 4
 OURS = "unet_fast"
+#: The same with a pass in each pause of so many seconds.
+KEPT_WARM, PAUSE_S = "unet_fast kept warm", 0.045
 
 
 @pytest.fixture
@@ -28,8 +30,8 @@ def ready(request: pytest.FixtureRequest, session: Any) -> tuple[str, Callable[[
     name, device, precision = request.param
     network = session.networks.preset("relunet16")
     label = f"{name}/{precision if device == 'cpu' else f'{device} {precision}'}"
-    if name == OURS:
-        engine = session.engine(network, precision, device)
+    if name in (OURS, KEPT_WARM):
+        engine = session.engine(network, precision, device, keep_warm=PAUSE_S if name == KEPT_WARM else 0.0)
         image = network.images[0]
         error = check(engine, image[None], network.batch_logits(1))
         return label, lambda: engine.segment(image, tiling="none"), facts(engine, network, 1, error)
@@ -49,6 +51,7 @@ CONTESTANTS = pytest.mark.parametrize(
     "ready",
     [
         (OURS, "cpu", "float32"),
+        (KEPT_WARM, "cpu", "float32"),
         (OURS, "cpu", "bf16"),
         (OURS, "cpu", "int8"),
         ("ONNX Runtime", "cpu", "float32"),

@@ -130,6 +130,7 @@ uf::EngineOptions engine_options(const uf_options *argument) {
     options.refuse_embedded_code = given.refuse_embedded_code != 0;
     set(options.thread_affinity, given.thread_affinity);
     options.thread_priority = given.thread_priority;
+    options.keep_warm_ms = given.keep_warm_ms;
     return options;
 }
 

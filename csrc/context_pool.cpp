@@ -101,6 +101,15 @@ std::unique_ptr<Workspace> ContextPool::take(const PassShape &shape) {
     return make_workspace(executor_, plan_, shape);
 }
 
+std::unique_ptr<Workspace> ContextPool::take_latest() {
+    const std::lock_guard<std::mutex> lock(brief_mutex());
+    if (idle_.empty())
+        return nullptr;
+    std::unique_ptr<Workspace> found = std::move(idle_.back());
+    idle_.pop_back();
+    return found;
+}
+
 void ContextPool::give_back(std::unique_ptr<Workspace> workspace) {
     std::vector<std::unique_ptr<Workspace>> surplus; // freed after the mutex is
     const std::lock_guard<std::mutex> lock(brief_mutex());

@@ -46,6 +46,8 @@ class ContextPool {
 
     // One that waits, or a new one.  A call of a shape that has been seen allocates nothing.
     std::unique_ptr<Workspace> take(const PassShape &shape);
+    // That which was used last; null where none waits.
+    std::unique_ptr<Workspace> take_latest();
     void give_back(std::unique_ptr<Workspace> workspace);
 
   private:

@@ -84,6 +84,15 @@ ThreadSchedule checked_schedule(const EngineOptions &options) {
     return schedule;
 }
 
+std::chrono::milliseconds checked_pause(const EngineOptions &options) {
+    constexpr int64_t longest = 60000;
+    if (options.keep_warm_ms < 0 || options.keep_warm_ms > longest)
+        throw Error(UF_ERR_INVALID_ARGUMENT,
+                    message("options.keep_warm_ms is ", options.keep_warm_ms, ", accepted are 1 to ", longest,
+                            " (milliseconds of pause) and 0 (nothing is done in pauses)"));
+    return std::chrono::milliseconds(options.keep_warm_ms);
+}
+
 struct Choice {
     std::unique_ptr<Executor> executor;
     std::string reason;
@@ -297,6 +306,16 @@ Engine::Engine(std::shared_ptr<Plan> plan, const EngineOptions &options)
       threads_(std::make_shared<ThreadPool>(checked_threads(options), checked_schedule(options))) {
     Choice choice = choose_executor(plan_, threads_, options);
     backend_ = make_backend(std::move(choice.executor), choice.reason);
+    if (options.keep_warm_ms == 0)
+        return;
+    keep_warm_ = std::make_unique<KeepWarm>(checked_pause(options), [this](const KeepWarm::Calls &calls) {
+        const std::shared_ptr<const Backend> now = backend();
+        std::unique_ptr<Workspace> workspace = now->contexts->take_latest();
+        if (workspace == nullptr)
+            return;
+        workspace->context->warm(calls);
+        now->contexts->give_back(std::move(workspace));
+    });
 }
 
 std::shared_ptr<const Engine::Backend> Engine::backend() const {
@@ -371,6 +390,7 @@ uf_info Engine::info() const {
 
 void Engine::segment(const ImageBatch &images, const RunOptions &options, const Layout &layout,
                      const OutputBatch &outputs) {
+    const KeepWarm::Call call(keep_warm_.get());
     const std::shared_ptr<const Backend> used = backend();
     const Executor &executor = *used->executor;
     if (images.first.on_device)

@@ -10,6 +10,7 @@
 #include "context_pool.h"
 #include "executor.h"
 #include "images.h"
+#include "keep_warm.h"
 #include "plan.h"
 #include "thread_pool.h"
 #include "tiler.h"
@@ -21,6 +22,7 @@ struct EngineOptions {
     int threads = 0;             // 0: one per physical core that this process may use
     std::string thread_affinity; // "2,4-7"; empty: wherever the process may run
     int64_t thread_priority = 0; // 1..99: SCHED_FIFO
+    int64_t keep_warm_ms = 0;    // 0: not kept warm
     bool refuse_embedded_code = false;
 };
 
@@ -80,6 +82,7 @@ class Engine {
     std::shared_ptr<const Backend> backend_; // under brief_mutex()
     std::list<Description> descriptions_;    // of all there were; under change_mutex_
     std::mutex change_mutex_;                // one change at a time
+    std::unique_ptr<KeepWarm> keep_warm_;    // or null; ends first
 };
 
 // An explicit context: memory for one pass, one call at a time.

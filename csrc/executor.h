@@ -1,6 +1,7 @@
 // What an executor (CPU, CPU reference, CUDA) offers to the engine: packed weights, and contexts that run one pass.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -64,6 +65,9 @@ class Context {
     // other.  Null: any memory is as good.
     virtual std::byte *result_staging() { return nullptr; }
     virtual PassShape shape() const = 0;
+    // A pass over black images whose results nobody sees, which brings weights, memory and processors back from a
+    // pause; ends within an op once `calls` is not 0.  Nothing on a GPU.
+    virtual void warm(const std::atomic<int> &calls) { static_cast<void>(calls); }
 };
 
 // How long the ops of a pass take, and what the device can do at most.

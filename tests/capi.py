@@ -25,6 +25,7 @@ class Options(ctypes.Structure):
         ("struct_size", ctypes.c_size_t), ("device", ctypes.c_char_p), ("precision", ctypes.c_char_p),
         ("cpu_isa", ctypes.c_char_p), ("threads", ctypes.c_int32), ("refuse_embedded_code", ctypes.c_int32),
         ("thread_affinity", ctypes.c_char_p), ("thread_priority", ctypes.c_int64),
+        ("keep_warm_ms", ctypes.c_int64),
     )  # fmt: skip
 
 

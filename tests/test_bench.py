@@ -265,7 +265,9 @@ def test_pieces_of_a_run_are_merged(document: dict[str, Any]) -> None:
     assert (run.machine["load"][0], run.machine["command"]) == (1.5, "a command")
     assert run.commit.endswith("with local changes")
     other["commit_info"]["id"] = "fedcba9876543210"
-    with pytest.raises(ValueError, match="must be of one commit, got 0123456789abcdef, fedcba9876543210"):
+    assert stored.Run(stored.merged([document, other], "")).commit.startswith("0123456789ab, fedcba987654")
+    other["machine_info"]["machine_class"] = "another"
+    with pytest.raises(ValueError, match="must be of one machine, got another, "):
         stored.merged([document, other], "a command")
 
 

@@ -27,7 +27,14 @@ def good(engine_file: Callable[..., Path]) -> bytes:
 def open_native(data: bytes, precision: str = "float32") -> _native.Engine:
     """The C++ reader without the checks that `Engine` adds."""
     return _native.Engine(
-        path=None, data=data, device="cpu", precision=precision, cpu_isa="auto", threads=1, refuse_embedded_code=True
+        path=None,
+        data=data,
+        device="cpu",
+        precision=precision,
+        cpu_isa="auto",
+        threads=1,
+        refuse_embedded_code=True,
+        keep_warm_ms=0,
     )
 
 

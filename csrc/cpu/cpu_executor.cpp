@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 
 #include "activations.h"
 #include "aligned_memory.h"
@@ -94,6 +95,23 @@ class CpuContext final : public Context {
 
     PassShape shape() const override { return shape_; }
 
+    void warm(const std::atomic<int> &calls) override {
+        const Plan &plan = *program_->plan;
+        const int64_t row = static_cast<int64_t>(shape_.width) * plan.output_channels * int64_t{sizeof(float)};
+        const size_t count = static_cast<size_t>(shape_.count), bytes = static_cast<size_t>(row * shape_.height);
+        unseen_.resize(bytes * count);
+        // Strides of 0: every pixel is this one.
+        static constexpr std::byte black{};
+        const std::vector<ImageView> images(count, ImageView{&black});
+        const std::vector<PixelTransform> transforms(count);
+        std::vector<OutputView> outputs(count);
+        for (size_t image = 0; image < count; ++image)
+            outputs[image] = {unseen_.data() + image * bytes, ResultType::probability, row};
+        calls_ = &calls;
+        run(images.data(), transforms.data(), shape_.count, 0.0F, outputs.data(), nullptr);
+        calls_ = nullptr;
+    }
+
     double *op_seconds = nullptr; // where `run` writes the time of each op; null: nowhere
 
     void run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
@@ -117,6 +135,8 @@ class CpuContext final : public Context {
 
     void run_group(const Pass &pass) {
         for (const PreparedOp &prepared : program_->ops) {
+            if (calls_ != nullptr && *calls_ != 0)
+                return;
             const OpTimer timer(op_seconds, static_cast<size_t>(&prepared - program_->ops.data()));
             if (!prepared.winograd.empty()) {
                 winograd(prepared, pass);
@@ -614,6 +634,8 @@ class CpuContext final : public Context {
     Activations image_;                // normalised, float32, for stems
     std::optional<Int8Buffers> int8_;
     AlignedMemory arena_;
+    std::vector<std::byte> unseen_;           // results of `warm`
+    const std::atomic<int> *calls_ = nullptr; // for which a pass of `warm` ends early
     std::byte *scratch_ = nullptr;
     size_t scratch_size_ = 0;                              // per worker
     std::vector<std::vector<WinogradSchedule>> schedules_; // [op][convolution]

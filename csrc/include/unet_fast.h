@@ -118,6 +118,11 @@ typedef struct uf_options {
                                        "2,4-7"; NULL: any that the process may use.  The caller's thread is his own */
     int64_t thread_priority;      /**< 1..99: the library's own threads are real-time threads (SCHED_FIFO) of that
                                        priority, UF_ERR_UNSUPPORTED without the right to it; 0: as the opening thread */
+    int64_t keep_warm_ms;         /**< 1..60000: after each pause of so many milliseconds a thread of the library runs a
+                                       pass over a black image on the CPU, in the memory of the latest uf_segment(), so
+                                       that a call after the pause finds caches and processors as if there had been
+                                       none.  Costs the time of a pass per pause; a call waits for one op of it at most.
+                                       Not for uf_enqueue(), nor in a child made by fork().  0: nothing in pauses */
 } uf_options;
 
 /** A stride of no bytes, where 0 would mean the default: the same grey pixels for each channel of a colour network, as

@@ -42,6 +42,7 @@ struct Options {
     bool refuse_embedded_code = false;
     std::string thread_affinity = ""; // empty: wherever the process may run
     int thread_priority = 0;
+    int keep_warm_ms = 0;
 };
 
 // How one call treats its image; see uf_run_options.
@@ -223,6 +224,7 @@ class Engine {
         result.refuse_embedded_code = options.refuse_embedded_code ? 1 : 0;
         result.thread_affinity = options.thread_affinity.empty() ? nullptr : options.thread_affinity.c_str();
         result.thread_priority = options.thread_priority;
+        result.keep_warm_ms = options.keep_warm_ms;
         return result;
     }
 

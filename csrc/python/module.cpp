@@ -114,7 +114,7 @@ uf_output output_in(const Pixels &pixels) {
 class Engine {
   public:
     Engine(const py::object &path, const py::object &data, const std::string &device, const std::string &precision,
-           const std::string &cpu_isa, int32_t threads, bool refuse_embedded_code) {
+           const std::string &cpu_isa, int32_t threads, bool refuse_embedded_code, int64_t keep_warm_ms) {
         uf_options options = {};
         options.struct_size = sizeof options;
         options.device = device.c_str();
@@ -122,6 +122,7 @@ class Engine {
         options.cpu_isa = cpu_isa.c_str();
         options.threads = threads;
         options.refuse_embedded_code = refuse_embedded_code;
+        options.keep_warm_ms = keep_warm_ms;
         uf_engine *engine = nullptr;
         if (!path.is_none()) {
             const std::string name = py::cast<std::string>(path);
@@ -292,9 +293,9 @@ PYBIND11_MODULE(_native, module) {
     module.def("version", &uf_version);
     py::class_<Engine>(module, "Engine")
         .def(py::init<const py::object &, const py::object &, const std::string &, const std::string &,
-                      const std::string &, int32_t, bool>(),
+                      const std::string &, int32_t, bool, int64_t>(),
              py::kw_only(), py::arg("path"), py::arg("data"), py::arg("device"), py::arg("precision"),
-             py::arg("cpu_isa"), py::arg("threads"), py::arg("refuse_embedded_code"))
+             py::arg("cpu_isa"), py::arg("threads"), py::arg("refuse_embedded_code"), py::arg("keep_warm_ms"))
         .def("info", &Engine::info)
         .def("device", &Engine::device)
         .def("healthy", &Engine::healthy)

@@ -93,6 +93,8 @@ static void test_open(void) {
         {SET(.thread_affinity = "1023", .threads = 2), UF_ERR_INVALID_ARGUMENT, "thread_affinity"},
         {SET(.thread_priority = 100), UF_ERR_INVALID_ARGUMENT, "thread_priority is 100"},
         {SET(.thread_priority = -1), UF_ERR_INVALID_ARGUMENT, "thread_priority is -1"},
+        {SET(.keep_warm_ms = -1), UF_ERR_INVALID_ARGUMENT, "keep_warm_ms is -1"},
+        {SET(.keep_warm_ms = 60001), UF_ERR_INVALID_ARGUMENT, "keep_warm_ms is 60001"},
 #undef SET
         {{.struct_size = 8}, UF_ERR_INVALID_ARGUMENT, "options.struct_size is 8"},
         {{.struct_size = (size_t)-1}, UF_ERR_INVALID_ARGUMENT, "options.struct_size is"},
