@@ -6,7 +6,10 @@ python -m tests.trust.figures       writes the tables of the page from them and 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -18,20 +21,27 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 
 
 def record(part: str, values: dict[str, float]) -> None:
-    """Makes `values` the latest figures of a part."""
+    """Makes `values` the latest figures of a part, with when, where and of which commit they were measured."""
     kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    kept[part] = {"date": time.strftime("%Y-%m-%d", time.gmtime()), **values}
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(command, cwd=PAGE.parent, capture_output=True, text=True, check=True).stdout.strip()
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    kept[part] = {"measured": {"date": date, "machine": _machine(), "commit": commit}, **values}
     FIGURES.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
+def _machine() -> str:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{model[1] if model else platform.machine()}, {os.cpu_count()} threads"
 
 
 def figures_table() -> str:
     """A row per part of the campaign."""
-    rows = ["| part | latest figures | measured |", "| --- | --- | --- |"]
+    rows = ["| part | latest figures | date | machine | commit |", "| --- | --- | --- | --- | --- |"]
     for part, values in json.loads(FIGURES.read_text()).items():
-        shown = ", ".join(
-            f"{name.replace('_', ' ')} {_shown(value)}" for name, value in values.items() if name != "date"
-        )
-        rows.append(f"| {part} | {shown} | {values['date']} |")
+        measured = values.pop("measured")
+        shown = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in values.items())
+        rows.append(f"| {part} | {shown} | {measured['date']} | {measured['machine']} | {measured['commit']} |")
     return "\n".join(rows)
 
 

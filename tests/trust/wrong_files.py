@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import struct
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests import tiny
+from tests.fake_kernels import with_kernels
 from tests.fuzz import seeds
+from tests.test_cuda_executor import HOSTILE
 from tests.test_engine_file_reader import CONTAINERS, DOCUMENTS, all_of, drop, join, put, split, with_document
 from unet_fast import engine_file
 
@@ -130,7 +136,45 @@ def wrong_files(plain: bytes) -> dict[str, bytes]:
     weights = source.tensors[large].copy()
     weights.flat[3] = np.nan
     files["tensor large"] = engine_file.serialise(source.document, source.tensors | {large: weights})
+    files |= _kernel_tables(plain)
     return files | {f"layout {name}": data for name, data in _layouts(whole["unet"], whole["kernels"]).items()}
+
+
+def _kernel_tables(plain: bytes) -> dict[str, bytes]:
+    """Every damaged list of kernels that the tests of the executor have, and some for branches those leave out."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "plain.unet"), Path(folder, "kernels.unet")
+        source.write_bytes(plain)
+        whole = engine_file.read(with_kernels(source, target, precisions=("fp16", "float32")))
+
+    def code(**values: Any) -> Change:
+        return lambda kernels: kernels[0]["code"][0].update(values)
+
+    more: dict[str, Change] = {
+        "whole": lambda kernels: None,
+        "PTX": code(target="compute_90"),
+        "target of three digits": code(target="sm_120"),
+        "target of four digits": code(target="sm_1200"),
+        "target of letters": code(target="sm_9a"),
+        "target of signs": code(target="sm_9+"),
+        "result of an op within": lambda kernels: kernels[4]["select"].update(result="mask"),
+        "pad beyond int64": _pad_beyond_int64,
+        "sizes as arguments": lambda kernels: kernels[0]["arguments"].extend(
+            {"kind": kind, "value": value} for kind in ("int32", "int64") for value in ("N", "H", "W", "H0", "W0", -1)
+        ),
+    }
+    changes = {name: change for name, (change, _) in HOSTILE.items()} | more
+    files = {}
+    for name, change in changes.items():
+        document = copy.deepcopy(whole.document)
+        change(document["kernels"])
+        files[f"kernels {name}"] = engine_file.serialise(document, whole.tensors)
+    return files
+
+
+def _pad_beyond_int64(kernels: list[Any]) -> None:
+    arguments = [argument for kernel in kernels for argument in kernel["arguments"] if argument["kind"] == "weight"]
+    arguments[0].update(shape=[math.prod(arguments[0]["shape"]), *[1] * 7], pad_to=[2**31 - 1] * 8)
 
 
 def _chains() -> dict[str, bytes]:

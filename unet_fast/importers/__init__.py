@@ -87,6 +87,9 @@ def read_model(source: str | os.PathLike[str], options: Options | None = None) -
         return _READERS[kind](path, options or Options())
     except (ModelFileError, GraphError) as error:
         raise ModelFileError(f"{os.fspath(source)}: {error}") from None
+    except _MALFORMED as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ModelFileError(f"{os.fspath(source)}: a description that is not as its format has it ({said})") from error
 
 
 def _onnx(path: Path, options: Options) -> ImportedModel:
@@ -118,6 +121,9 @@ def _bioimage(path: Path, options: Options) -> ImportedModel:
 
     return read_package(path, options)
 
+
+#: What the readers run into where a value of a description has another type or range than its format says.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 _READERS: dict[Kind, Callable[[Path, Options], ImportedModel]] = {
     "onnx": _onnx,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -212,14 +213,18 @@ def _label(node: Any) -> str:
 
 def _judge(onnx: Any, model: Any, path: Path, walk: _Walk, finished: Finished, size: tuple[int, int] | None) -> Judge:
     """ONNX Runtime where it is installed, else the slow evaluator of the package onnx."""
+    runtime: Any = None
+    name = f"the reference evaluator of onnx {onnx.__version__}"
+    with suppress(ModuleNotFoundError):
+        runtime = importlib.import_module("onnxruntime")
+        name = f"ONNX Runtime {runtime.__version__}"
     try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        session = importlib.import_module("onnx.reference").ReferenceEvaluator(model)
-        name = f"the reference evaluator of onnx {onnx.__version__}"
-    else:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        name = f"ONNX Runtime {onnxruntime.__version__}"
+        if runtime is None:
+            session = importlib.import_module("onnx.reference").ReferenceEvaluator(model)
+        else:
+            session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each raises its own
+        raise ModelFileError(f"{name} refuses it: {' '.join(str(error).split())[:300]}") from None
     element = onnx.helper.tensor_dtype_to_np_dtype(walk.input.type.tensor_type.elem_type)
     last = walk.graph.writer(walk.last.name)
     is_result = last is not None and last.attributes.get("activation") == finished.graph.output
