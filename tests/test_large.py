@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from tests.conftest import ROOT
@@ -286,28 +287,29 @@ def test_memory_of_a_slide_is_bounded(tmp_path: Path) -> None:
     spec = UNetSpec(base_width=8, depth=2, convs_per_stage=1, tile=32)
     freeze(from_spec(spec, random_weights(spec, seed=1)), tmp_path / "tiny.unet")
     image = tifffile.memmap(tmp_path / "slide.tif", shape=(side, side), dtype=np.uint8)
-    texture = np.kron(random_image((50, 63), seed=1), np.ones((16, 16), np.uint8))[:, :1000]
+    texture = np.asarray(PIL.Image.fromarray(random_image((50, 50), seed=1)).resize((1000, 1000)))
     for top in range(0, side, 500):
         image[top : top + 500] = np.tile(np.roll(texture, top // 7, axis=1), (1, side // 1000))[:500]
     image.flush()
     engine = Engine(tmp_path / "tiny.unet", device="cpu", precision="float32")
     corner = np.array(image[20_000:20_600, 20_000:20_600])
-    threshold = float(np.quantile(engine.probability(corner, tiling="exact"), 0.8))
+    threshold = float(np.quantile(engine.probability(corner, tiling="exact"), 0.999))
     files = [str(tmp_path / name) for name in ("tiny.unet", "slide.tif", "mask.tif", "labels.tif")]
     run = subprocess.run(
         [sys.executable, "-c", SLIDE, *files, str(threshold)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
     before, peak = (int(number) / 1024 for number in run.stdout.split())
-    print(f"\npeak memory {peak:.0f} MiB, of which {before:.0f} MiB before the first tile")
-    assert peak < 1600
     mask, labels = (tifffile.memmap(tmp_path / f"{name}.tif", mode="r") for name in ("mask", "labels"))
+    objects = int(labels[-1000:].max())
+    print(f"\npeak memory {peak:.0f} MiB, of which {before:.0f} MiB before the first tile; {objects} objects")
+    assert peak < 900 + 64 * objects / 2**20
     inner = np.s_[64:-64, 64:-64]
     seen = np.array(mask[20_000:20_600, 20_000:20_600])
-    assert 0.1 < (seen != 0).mean() < 0.3
+    assert 0 < (seen != 0).mean() < 0.01
     assert (engine.segment(corner, tiling="exact", threshold=threshold)[inner] != seen[inner]).mean() < 1e-4
     assert np.array_equal(labels[20_000:20_600] != 0, mask[20_000:20_600] != 0)
-    assert np.array_equal(labels[:100], label(mask[:200])[:100])
+    assert np.array_equal(labels[:100], label(mask[:2000])[:100])
 
 
 def test_misuse(tmp_path: Path, engine_file: Files) -> None:
