@@ -9,16 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from train.__main__ import main
 from train.checkpoint import CheckpointError, load_network, resume_path, save_network
-from train.data import Sample
+from train.data import DataError, Sample, statistics
 from train.fit import Recipe, choose_device, fit, loss
 from train.model import UNet
 from train.predict import evaluate, input_indices, logits, normalise, predictions
@@ -265,6 +267,23 @@ def test_images_of_any_size_are_predicted_whole(spec: UNetSpec, height: int, wid
     start = int(np.flatnonzero(rows == 0)[-1 if spec.padding == "same" else 0]) if height > 30 else 0
     if height > 30:
         assert rows[start : start + height].tolist() == list(range(height))
+
+
+def test_normalisation_by_the_training_images(tmp_path: Path) -> None:
+    folders = write_folders(tmp_path / "data", 12)
+    out = tmp_path / "cells.safetensors"
+    command = [*folders, "--out", str(out), "--steps", "2", "--normalisation", "measured", *TINY_NETWORK]
+    assert main(command) == 0
+    spec = load_network(out)[0].spec
+    images = sorted((tmp_path / "data" / "images").iterdir())
+    held_out = images.pop(9)  # every tenth
+    pixels = np.concatenate([np.asarray(Image.open(path), np.float64).ravel() / 255 for path in images])
+    assert held_out.exists()
+    assert spec.normalisation == "fixed"
+    np.testing.assert_allclose([*spec.mean, *spec.std], [pixels.mean(), pixels.std()], rtol=1e-5)
+    assert main([*command, "--resume"]) == 0
+    with pytest.raises(DataError, match="all pixels of channel 0 are alike"):
+        statistics([replace(samples_of(1)[0], pixels=np.full((8, 8, 1), 7, np.uint8))])
 
 
 def test_normalisation_rules() -> None:

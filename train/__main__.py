@@ -28,6 +28,8 @@ from train.predict import evaluate
 from unet_fast.spec import UNetSpec
 from unet_fast.synthetic import micrograph
 
+#: --normalisation by the statistics of the training images.
+MEASURED = "measured"
 DEFAULT_MINUTES = 20.0
 #: Synthetic test images are drawn from seeds that training never uses.
 SYNTHETIC_TEST_SEED = 1_000_000
@@ -66,7 +68,12 @@ def _train_parser() -> argparse.ArgumentParser:
     add("--channels", type=int, default=1, help="image channels, 1 to 4 (default 1)")
     add("--classes", type=int, default=1, help="1: foreground (default); N: class numbers in the masks")
     add("--regression", action="store_true", help="the masks are images to be reproduced (denoising, phase)")
-    add("--normalisation", default="standardise", help="standardise (default: per image) or fixed (v / full scale)")
+    add(
+        "--normalisation",
+        default="standardise",
+        help="standardise (default: per image), fixed (v / full scale), or measured (fixed, by the mean and standard "
+        "deviation of all training images: for images of one instrument, whose brightness says something)",
+    )
     add("--dropout", action="store_true", help="the preset's dropout; off by default, it costs a quarter of a CPU step")
     add("--spec", default="{}", metavar="JSON", help='other fields of UNetSpec: \'{"depth": 3, "batch_norm": true}\'')
     patches = parser.add_argument_group("data")
@@ -148,6 +155,9 @@ def _train(options: argparse.Namespace) -> int:
 
     # 2. Data, split and checked.
     training, held_out = _training_data(options, spec)
+    if options.normalisation == MEASURED:
+        mean, deviation = data.statistics(training)
+        spec = dataclasses.replace(spec, mean=mean, std=deviation)
     test_sets = _test_sets(options, spec)
     print(f"training  {data.check(training, spec)}", f"held out  {data.check(held_out, spec)}", sep="\n")
     for name, samples in test_sets.items():
@@ -212,7 +222,7 @@ def _spec(options: argparse.Namespace) -> UNetSpec:
     fields: dict[str, Any] = {
         "in_channels": options.channels,
         "classes": options.classes,
-        "normalisation": options.normalisation,
+        "normalisation": "fixed" if options.normalisation == MEASURED else options.normalisation,
         "tile": options.tile,
     }
     if options.regression:

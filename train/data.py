@@ -206,6 +206,18 @@ def split(samples: Sequence[Sample], fraction: float = 0.1) -> tuple[list[Sample
     )
 
 
+def statistics(samples: Sequence[Sample]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, population standard deviation) of all pixels in [0, 1], a number for each channel, to six digits.
+
+    `DataError` where all pixels of a channel are alike.
+    """
+    pixels = np.concatenate([to_unit(sample.pixels).reshape(-1, sample.pixels.shape[2]) for sample in samples])
+    mean, deviation = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+    if not deviation.all():
+        raise DataError(f"all pixels of channel {int(np.argmin(deviation))} are alike, so it cannot be normalised")
+    return tuple(float(f"{m:.6g}") for m in mean), tuple(float(f"{s:.6g}") for s in deviation)
+
+
 def check(samples: Sequence[Sample], spec: UNetSpec) -> str:
     """The sanity check in words: counts, sizes, types, ranges of values, foreground, and what looks wrong."""
     sizes = sorted({f"{_size(sample.pixels)}" for sample in samples})
