@@ -11,7 +11,6 @@ from bytes.  `pip install unet_fast[dask]`.
 from __future__ import annotations
 
 import functools
-import pickle
 from itertools import pairwise
 from typing import Any
 
@@ -71,12 +70,14 @@ def segment(
     reach = dict.fromkeys(range(array.ndim), 0)
     reach |= {first + axis: depth for axis in (0, 1) if len(sizes[axis]) > 1}
     around = dask_array.overlap.overlap(array, depth=reach, boundary="none", allow_rechunk=False)
+    _, (source, options) = engine.__reduce__()
     mask = around.map_blocks(
         _segment_block,
-        pickle.dumps(engine),
-        axes,
-        threshold,
-        max_value,
+        axes=axes,
+        source=source,
+        options=tuple(options.items()),
+        threshold=threshold,
+        max_value=max_value,
         dtype=np.uint8,
         drop_axis=list(range(first + 2, array.ndim)),
         meta=np.empty((0,) * (first + 2), np.uint8),
@@ -94,18 +95,23 @@ def _chunks(size: int, side: int, depth: int) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=4)
-def _engine(pickled: bytes) -> Engine:
+def _engine(source: str | bytes, options: tuple[tuple[str, Any], ...]) -> Engine:
     """The engine of this process."""
-    engine: Engine = pickle.loads(pickled)
-    return engine
+    return Engine(source, **dict(options))
 
 
 def _segment_block(
-    pixels: NDArray[Any], pickled: bytes, axes: int, threshold: float | None, max_value: float | None
+    pixels: NDArray[Any],
+    *,
+    axes: int,
+    source: str | bytes,
+    options: tuple[tuple[str, Any], ...],
+    threshold: float | None,
+    max_value: float | None,
 ) -> NDArray[np.uint8]:
     """The mask of a block (1, ..., 1, H, W[, C])."""
     image = pixels.reshape(pixels.shape[pixels.ndim - axes :])
-    mask = _engine(pickled).segment(image, tiling="exact", threshold=threshold, max_value=max_value)
+    mask = _engine(source, options).segment(image, tiling="exact", threshold=threshold, max_value=max_value)
     result: NDArray[np.uint8] = mask.reshape(*pixels.shape[: pixels.ndim - axes], *mask.shape)
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
@@ -109,11 +110,18 @@ except KeyboardInterrupt:
 """
 
 
+def interruptible(command: list[str]) -> subprocess.Popen[str]:
+    """The command as a terminal starts it: what runs in the background of a shell inherits that SIGINT is ignored."""
+    pipe = subprocess.PIPE
+    take_signal = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, text=True, preexec_fn=take_signal)
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.21])
 def test_ctrl_c(tiny_engine: Path, delay: float) -> None:
     """The call in progress is finished, `KeyboardInterrupt` follows, the engine goes on."""
     command = [sys.executable, "-c", INTERRUPTED, str(tiny_engine)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = interruptible(command)
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     time.sleep(delay)
@@ -132,7 +140,7 @@ def test_ctrl_c_of_the_command_leaves_whole_masks(tiny_engine: Path, tmp_path: P
     for index in range(300):
         Image.fromarray(np.full((300, 300), index % 256, np.uint8)).save(images / f"{index:03}.png")
     command = [sys.executable, "-m", "unet_fast", "segment", str(tiny_engine), str(images), "-o", str(masks)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    child = interruptible(command)
     deadline = time.monotonic() + 60
     while child.poll() is None and not (masks.is_dir() and any(masks.glob("*.png"))) and time.monotonic() < deadline:
         time.sleep(0.005)
