@@ -418,8 +418,8 @@ def test_pytest_bench_guards_by_a_baseline(tmp_path: Path) -> None:
     guard.Baseline({row: [1e-3, 1.1e-3, 1.2e-3, 1.1e-3]}, {}).save(tmp_path / "fast.json")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "bench", "--quick", "-k", "first_mask and float32", "-p", "no:cacheprovider",
-         "--threads", "1", "--against", str(tmp_path / "fast.json"), "--busy", "1", "--save-baseline", str(tmp_path / "saved.json"),
-         "--report", str(tmp_path)],
+         "--threads", "1", "--against", str(tmp_path / "fast.json"), "--busy", "1",
+         "--save-baseline", str(tmp_path / "saved.json"), "--report", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 1, result.stdout + result.stderr
