@@ -188,20 +188,21 @@ class Row:
 
     def _judge(self, name: str, rounds: int, ratios: list[float]) -> None:
         session = self._session
+        before = session.baseline.rows.get(name) if session.baseline is not None else None
         reason, others = "", self._benchmark.extra_info["others_share"]
         if others > session.busy_above:
             reason = f"others used {others:.0%} of the processors meanwhile"
         else:
-            reason = guard.unfit(rounds, ratios)
+            reason = guard.unfit(rounds, ratios, before or ())
         if not reason:
             session.ratios[name] = ratios
-        if session.baseline is None or name not in session.baseline.rows:
+        if session.baseline is None or before is None:
             return
         if reason:
             self._benchmark.extra_info["verdict"] = f"not judged: {reason}"
             session.notes.append(f"{name} {self._benchmark.extra_info['verdict']}")
             return
-        verdict = guard.compare(session.baseline.rows[name], ratios)
+        verdict = guard.compare(before, ratios)
         self._benchmark.extra_info["verdict"] = str(verdict)
         if verdict.outcome == "fails":
             pytest.fail(guard.explanation(name, verdict, session.baseline, session.ratios), pytrace=False)

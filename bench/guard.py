@@ -46,8 +46,10 @@ BUSY_ABOVE = 0.05
 SHARED_ABOVE = 1.3
 #: A row is not judged if fewer rounds than these are left, or less than that part of them.
 LEAST_ROUNDS, LEAST_PART = 3, 0.25
-#: Nor if its own interval is wider than that.
+#: Nor if its own interval is wider than that, unless all of the change's interval is above the second one: no noise of
+#: a machine doubles the lower quartile.
 WAVERS_ABOVE = 1.1
+SURELY_ABOVE = 2.0
 
 
 @dataclass
@@ -66,12 +68,14 @@ def ratios(seconds: Sequence[float], reference: Reference, threads: int) -> list
     return [mine / ((before + after) / 2) for mine, before, after in rounds if max(before, after) <= limit]
 
 
-def unfit(rounds: int, left: Sequence[float]) -> str:
-    """Why a row of so many rounds, with these ratios left, says too little; "" if it says enough."""
+def unfit(rounds: int, left: Sequence[float], baseline: Sequence[float] = ()) -> str:
+    """Why a row of so many rounds, with these ratios left, says too little about its `baseline`, or ""."""
     if len(left) < LEAST_ROUNDS or len(left) < LEAST_PART * rounds:
         return f"in {rounds - len(left)} of {rounds} rounds its threads had to share a processor"
     low, high = _interval(lower_quartile(_resampled(left, seed=0)))
-    return f"it wavers by {high / low - 1:.0%}" if high / low > WAVERS_ABOVE else ""
+    if high / low <= WAVERS_ABOVE or (baseline and compare(baseline, left).change.low > SURELY_ABOVE):
+        return ""
+    return f"it wavers by {high / low - 1:.0%}"
 
 
 @dataclass(frozen=True)

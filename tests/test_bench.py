@@ -123,6 +123,26 @@ def test_the_guard_fails_what_is_certainly_more_than_a_tenth_slower() -> None:
     assert "fails" not in outcomes(1.05)
 
 
+def test_a_row_that_wavers_is_judged_only_if_it_is_surely_slower() -> None:
+    before, wavering = [1.0, 1.01, 1.02, 1.03, 1.0, 1.01], [1.0, 1.4, 1.0, 1.6, 1.5, 1.0, 1.3, 1.0]
+    assert guard.unfit(8, wavering).startswith("it wavers by ")
+    assert guard.unfit(8, wavering, before) == guard.unfit(8, wavering)
+    assert guard.unfit(8, [2.5 * ratio for ratio in wavering], before) == ""
+    assert guard.unfit(12, [2.5, 4.0], before).startswith("in 10 of 12 rounds")
+
+
+def test_recorded_noise_never_doubles_a_time() -> None:
+    """Nor comes near it: of the rows that waver too."""
+    noise = json.loads(NOISE.read_text())
+    quartiles = []
+    for run in noise["runs"]:
+        seconds = run.pop("seconds")
+        quartiles.append(
+            guard.lower_quartile(np.asarray(guard.ratios(seconds, guard.Reference(**run), noise["threads"])))
+        )
+    assert max(quartiles) < 1.5 * min(quartiles)
+
+
 def test_a_failure_shows_both_distributions_and_the_op() -> None:
     random = np.random.default_rng(0)
     before = {name: list(random.normal(1, 0.02, 50)) for name in ("segment", "op/conv/16at256", "op/conv/32at128")}
