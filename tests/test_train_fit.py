@@ -18,12 +18,16 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from train import report
 from train.__main__ import main
-from train.checkpoint import CheckpointError, load_network, resume_path, save_network
+from train.checkpoint import CheckpointError, adopt, load_network, resume_path, save_network
 from train.data import DataError, Sample, statistics
-from train.fit import Recipe, choose_device, fit, loss
+from train.fit import fit
+from train.loss import loss
 from train.model import UNet
 from train.predict import evaluate, input_indices, logits, normalise, predictions
+from train.recipe import Recipe, choose_device
+from unet_fast import freeze
 from unet_fast.images import write_image
 from unet_fast.spec import UNetSpec
 from unet_fast.synthetic import micrograph
@@ -151,8 +155,11 @@ def test_one_command_leaves_network_figures_and_pictures(tmp_path: Path, capsys:
     assert "parameters, input 1 x 32 x 32" in printed
     assert "/data  12 samples" in printed
     left = sorted(path.name for path in out.parent.iterdir())
-    names = ["cells.curves.png", "cells.pairs.png", "cells.panel.png", "cells.resume.pt", "cells.safetensors"]
-    assert left == names
+    pictures = ["cells.calibration.png", "cells.curves.png", "cells.pairs.png", "cells.panel.png"]
+    assert left == sorted(["cells.html", *pictures, "cells.resume.pt", "cells.safetensors"])
+    page = (out.parent / "cells.html").read_text()
+    assert all(f'src="{picture}"' in page for picture in pictures)
+    assert "<td>learning rate</td><td>0.001</td>" in page
     with safe_open(out, framework="np") as file:
         metadata = file.metadata()
         spec = UNetSpec.from_dict(json.loads(metadata["unet_fast_spec"]))
@@ -167,8 +174,103 @@ def test_one_command_leaves_network_figures_and_pictures(tmp_path: Path, capsys:
     assert f"{figures['iou']:.4f}" in printed
     assert (tmp_path / "p.png").exists()
 
+    engine, picture = tmp_path / "cells.unet", tmp_path / "calibration.png"
+    freeze(out, engine, precision="float32")
+    exactly = ["--tiling", "exact", "--calibration", str(picture), "--threads", "1"]
+    assert main(["evaluate", str(engine), *folders, *exactly]) == 0
+    printed = capsys.readouterr().out
+    assert f"{figures['iou']:.4f}" in printed
+    assert "expected calibration error 0." in printed
+    assert picture.exists()
+    assert main(["evaluate", str(out), *folders, "--tiling", "exact"]) == 1
+    assert "are of engine files" in capsys.readouterr().err
+
     assert main(command) == 1
     assert "exists; remove it" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_trained_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All weights and settings of the file, but for a head of other classes, which is trained from the beginning."""
+    spec = UNetSpec(base_width=8, depth=2, tile=48, normalisation="standardise")
+    torch.manual_seed(9)
+    trained = UNet(spec).state_dict()
+    save_network(tmp_path / "trained.safetensors", spec, trained)
+    command = [
+        *write_folders(tmp_path / "data", 3, 48),
+        "--from",
+        str(tmp_path / "trained.safetensors"),
+        "--steps",
+        "1",
+    ]
+    command += ["--batch", "1", "--threads", "1", "--learning-rate", "1e-9", "--weight-decay", "0"]
+    assert main([*command, "--out", str(tmp_path / "same.safetensors")]) == 0
+    assert "trained from the beginning" not in capsys.readouterr().out
+    model, _ = load_network(tmp_path / "same.safetensors")
+    assert model.spec == spec
+    assert all(torch.allclose(tensor, trained[name], atol=1e-6) for name, tensor in model.state_dict().items())
+
+    classes = ["--classes", "2", "--out", str(tmp_path / "classes.safetensors")]
+    for mask in (tmp_path / "data" / "masks").iterdir():
+        write_image(mask, (np.arange(48 * 48) % 2).astype(np.uint8).reshape(48, 48))
+    assert main([*command, *classes]) == 0
+    assert "from the beginning: head.weight, head.bias" in capsys.readouterr().out
+    model, _ = load_network(tmp_path / "classes.safetensors")
+    assert model.spec.output == "softmax"
+    assert torch.allclose(model.encoder1.conv0.weight, trained["encoder1.conv0.weight"], atol=1e-6)
+
+    assert main([*command, "--preset", "relunet16", "--out", str(tmp_path / "x.safetensors")]) == 1
+    assert "do not go with --from" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="no layer in common"):
+        adopt(UNet(UNetSpec()), {"head.bias": torch.zeros(1)})
+
+
+def test_a_run_that_gets_no_better_ends(tmp_path: Path) -> None:
+    """A learning rate that changes nothing: the first of the scores stays the best, and two more are waited for."""
+    recipe = Recipe(steps=40, batch=1, evaluations=20, learning_rate=1e-12, patience=2, average=0)
+    out = tmp_path / "a.safetensors"
+    result = fit(TINY, samples_of(3), samples_of(1, first=9), out, recipe)
+    assert (result.step, len(result.history), result.interrupted) == (6, 3, False)
+    assert fit(TINY, samples_of(3), samples_of(1, first=9), out, recipe, resume=True).step == 6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "fp16"}, {"deterministic": True}, pytest.param({"compile": True}, marks=pytest.mark.slow)],
+    ids=["fp16", "deterministic", "compile"],
+)
+def test_ways_to_train_learn_alike(tmp_path: Path, settings: dict) -> None:
+    """Ten steps of one batch in float32, and so; the loss falls by nearly as much."""
+    losses = []
+    for name, ways in (("plain", {}), ("so", settings)):
+        recipe = Recipe(
+            **{"steps": 10, "batch": 4, "evaluations": 5, "precision": "float32", "augment": "none", **ways}
+        )
+        spec = UNetSpec(base_width=8, depth=2, tile=32, normalisation="standardise")
+        result = fit(spec, samples_of(4), samples_of(1, first=9), tmp_path / f"{name}.safetensors", recipe)
+        losses.append([row["loss"] for row in result.history])
+    assert losses[0][-1] < losses[0][0] - 0.01
+    assert losses[1] == pytest.approx(losses[0], abs=2e-3)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_scores_go_to_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = Recipe(steps=4, batch=1, evaluations=2)
+    with report.tensorboard(tmp_path / "logs") as follow:
+        result = fit(TINY, samples_of(3), samples_of(1, first=9), tmp_path / "a.safetensors", recipe, follow=follow)
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    for name in ("loss", "learning_rate", "iou"):
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        assert logged == [(row["step"], pytest.approx(row[name])) for row in result.history]
+
+
+def test_tensorboard_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install unet_fast"), report.tensorboard(tmp_path):
+        pass
 
 
 def test_interrupt_leaves_the_best_network_whole(tmp_path: Path) -> None:
@@ -331,6 +433,8 @@ def test_broken_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
         (["--synthetic", "4", "--channels", "7"], "in_channels"),
         (["--synthetic", "4", "--preset", "unet"], "preset must be one of"),
         (["--synthetic", "4", "--threads", "0"], "--threads must be at least 1"),
+        (["--synthetic", "4", "--class-weights", "1"], "class_weights must be 2 numbers"),
+        (["--synthetic", "4", "--from", "b.safetensors"], "b.safetensors: no such file"),
         (["--synthetic", "4", "--resume"], "no training state to resume from"),
     ],
 )

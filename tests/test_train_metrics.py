@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.metrics import Overlap
+from train.metrics import Calibration, Overlap
 
 
 def test_pooled_and_per_image_by_hand() -> None:
@@ -51,3 +51,26 @@ def test_wrong_use_is_refused() -> None:
         Overlap().add(np.zeros((2, 2)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="no image"):
         Overlap().figures()
+
+
+def test_calibration_by_hand() -> None:
+    counts = Calibration(bins=2)
+    # Below one half: 0.1 and 0.3, one of them true.  Above: 0.8 and 1, both true.
+    counts.add(np.array([[[0.1], [0.3]], [[0.8], [1.0]]], np.float32), np.array([[0, 255], [7, 1]]))
+    claimed, true, pixels = counts.curve()
+    assert claimed == pytest.approx([0.2, 0.9])
+    assert true.tolist() == [0.5, 1]
+    assert pixels.tolist() == [2, 2]
+    assert counts.expected_error == pytest.approx((0.3 + 0.1) / 2)
+
+
+def test_calibration_of_classes_is_of_the_likeliest() -> None:
+    counts = Calibration(bins=10)
+    counts.add(np.array([[[0.2, 0.75, 0.05], [0.6, 0.1, 0.3]]], np.float32), np.array([[1, 2]]))
+    claimed, true, _ = counts.curve()
+    assert claimed == pytest.approx([0.6, 0.75])
+    assert true.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="height and width must agree"):
+        counts.add(np.zeros((2, 2, 1), np.float32), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="no image was added"):
+        _ = Calibration().expected_error

@@ -2,7 +2,9 @@
 
 python -m train --images DIR --masks DIR --out cells.safetensors [--test-images DIR --test-masks DIR]
 python -m train --images DIR --masks DIR --out cells.safetensors --resume
-python -m train evaluate cells.safetensors --images DIR --masks DIR
+python -m train --images DIR --masks DIR --out mine.safetensors --from cells.safetensors
+torchrun --nproc-per-node 4 -m train --images DIR --masks DIR --out cells.safetensors
+python -m train evaluate cells.safetensors --images DIR --masks DIR     also for an engine file, cells.unet
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from train import data, report
-from train.checkpoint import load_network, resume_path, save_network
+from train.checkpoint import adopt, load_network, resume_path, save_network
 from train.data import Sample
-from train.fit import AUGMENTATIONS, PRECISIONS, Recipe, choose_device, choose_precision, fit
+from train.fit import Result, fit
 from train.model import UNet, summary
-from train.predict import evaluate
+from train.predict import Frozen, Network, calibration, evaluate
+from train.processes import joined
+from train.recipe import AUGMENTATIONS, PRECISIONS, Recipe, choose_device, choose_precision
 from unet_fast.spec import UNetSpec
 from unet_fast.synthetic import micrograph
 
@@ -41,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["evaluate"]:
             return _evaluate(_evaluate_parser().parse_args(arguments[1:]))
-        return _train(_train_parser().parse_args(arguments))
+        options = _train_parser().parse_args(arguments)
+        with joined() as processes:
+            return _train(options) if processes.rank == 0 else _train_as_helper(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -64,13 +71,19 @@ def _train_parser() -> argparse.ArgumentParser:
     add("--test-masks", action="append", default=[], metavar="DIR")
     network = parser.add_argument_group("network")
     add = network.add_argument
-    add("--preset", default="relunet16", help="relunet16 (default) or relunet64")
-    add("--channels", type=int, default=1, help="image channels, 1 to 4 (default 1)")
-    add("--classes", type=int, default=1, help="1: foreground (default); N: class numbers in the masks")
+    add("--preset", help="relunet16 (default) or relunet64")
+    add(
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="FILE",
+        help="a trained network, NAME.safetensors, whose weights and, in place of a preset, settings are started from",
+    )
+    add("--channels", type=int, help="image channels, 1 to 4 (default 1)")
+    add("--classes", type=int, help="1: foreground (default); N: class numbers in the masks")
     add("--regression", action="store_true", help="the masks are images to be reproduced (denoising, phase)")
     add(
         "--normalisation",
-        default="standardise",
         help="standardise (default: per image), fixed (v / full scale), or measured (fixed, by the mean and standard "
         "deviation of all training images: for images of one instrument, whose brightness says something)",
     )
@@ -78,7 +91,7 @@ def _train_parser() -> argparse.ArgumentParser:
     add("--spec", default="{}", metavar="JSON", help='other fields of UNetSpec: \'{"depth": 3, "batch_norm": true}\'')
     patches = parser.add_argument_group("data")
     add = patches.add_argument
-    add("--tile", type=int, default=256, help="side of the patches cut from larger images (default 256)")
+    add("--tile", type=int, help="side of the patches cut from larger images (default 256)")
     add("--resize", type=int, metavar="SIDE", help="bring every image to SIDE x SIDE first")
     add("--held-out", type=float, default=0.1, help="share of the files kept for scoring (default 0.1: every tenth)")
     run = parser.add_argument_group("run")
@@ -91,11 +104,22 @@ def _train_parser() -> argparse.ArgumentParser:
         ("learning_rate", "peak, reached after warm-up"),
         ("weight_decay", "of the convolution weights"),
         ("evaluations", "times the held-out part is scored"),
+        ("patience", "evaluations without a better score after which the run ends; 0: never"),
         ("seed", "of weights, order and augmentation"),
+        ("elastic", "share of the images that are bent elastically"),
+        ("boundary_weight", "how much more gaps between touching objects count, at most"),
+        ("boundary_width", "of such gaps, in pixels"),
     ):
         default = getattr(Recipe, name)
         option = "--" + name.replace("_", "-")
         add(option, type=type(default), default=default, help=f"{text} (default {default:g})")
+    add(
+        "--class-weights",
+        type=_numbers,
+        default=(),
+        metavar="W0,W1,...",
+        help="of the cross-entropy, background first (default: 1 each)",
+    )
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, ...")
     add("--precision", default="auto", choices=PRECISIONS, help="auto (default) is bf16 where the hardware has it")
     add("--threads", type=int, help="CPU threads (default: the cores available)")
@@ -107,6 +131,9 @@ def _train_parser() -> argparse.ArgumentParser:
         "eight symmetries of the square only, more exact on images like those of the training; none",
     )
     add("--half", action="store_true", help="store the weights as float16")
+    add("--compile", action="store_true", help="torch.compile: faster steps after a start of a minute or more")
+    add("--deterministic", action="store_true", help="the same bits in each run on a GPU too, if slower")
+    add("--tensorboard", type=Path, metavar="DIR", help="log scores for TensorBoard (extra [tensorboard])")
     add("--resume", action="store_true", help="go on where a run with the same settings stopped")
     return parser
 
@@ -116,15 +143,65 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         prog="python -m train evaluate", description="Score a trained network on whole images, at threshold 0.5."
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, help="NAME.safetensors as written by `python -m train`")
+    add("network", type=Path, help="NAME.safetensors as written by `python -m train`, or an engine file NAME.unet")
     add("--images", action="append", required=True, metavar="DIR")
     add("--masks", action="append", required=True, metavar="DIR")
     add("--resize", type=int, metavar="SIDE", help="bring every image to SIDE x SIDE first")
     add("--panel", type=Path, metavar="PNG", help="write a picture of originals, truths and predictions")
+    add("--calibration", type=Path, metavar="PNG", help="write a picture of how far probabilities are true")
+    add("--tiling", default="fast", choices=("fast", "exact", "resize", "none"), help="of an engine (default fast)")
+    add("--precision", default="auto", help="of an engine: auto (default), float32, bf16, fp16 or int8")
     add("--per-image", action="store_true", help="print the score of each image")
     add("--device", default="auto")
     add("--threads", type=int)
     return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the options say, and what `fit` is given."""
+
+    spec: UNetSpec
+    recipe: Recipe
+    training: list[Sample]
+    held_out: list[Sample]
+    start: dict[str, torch.Tensor] | None
+
+    @staticmethod
+    def of(options: argparse.Namespace) -> _Run:
+        trained = None if options.start is None else load_network(options.start)[0]
+        spec = _spec(options, trained)
+        minutes = DEFAULT_MINUTES if options.minutes is None and options.steps is None else options.minutes
+        names = {field.name for field in dataclasses.fields(Recipe)} & vars(options).keys()
+        settings = {name: getattr(options, name) for name in names}
+        settings["minutes"] = minutes
+        settings["precision"] = choose_precision(options.precision, choose_device(options.device))
+        recipe = Recipe(**settings)
+        training, held_out = _training_data(options, spec)
+        if options.normalisation == MEASURED:
+            mean, deviation = data.statistics(training)
+            spec = dataclasses.replace(spec, mean=mean, std=deviation)
+        start = None
+        if trained is not None:
+            torch.manual_seed(recipe.seed)
+            model = UNet(spec)
+            if fresh := adopt(model, trained.state_dict()):
+                print(f"not in {options.start} in this shape, so trained from the beginning: {', '.join(fresh)}")
+            start = model.state_dict()
+        return _Run(spec, recipe, training, held_out, start)
+
+    def fit(self, options: argparse.Namespace, **others: Any) -> Result:
+        """`train.fit.fit` with these settings."""
+        what = (self.spec, self.training, self.held_out, options.out, self.recipe)
+        return fit(*what, resume=options.resume, start=self.start, **others)
+
+
+def _train_as_helper(options: argparse.Namespace) -> int:
+    """The part of the processes of torchrun other than the first, which scores, writes and prints."""
+    _set_threads(options.threads)
+    with redirect_stdout(None):
+        result = _Run.of(options).fit(options, started=time.monotonic())
+    return 130 if result.interrupted else 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -137,65 +214,48 @@ def _train(options: argparse.Namespace) -> int:
         raise ValueError(f"{out} exists; remove it, name another --out, or go on with it by --resume")
     out.parent.mkdir(parents=True, exist_ok=True)
 
-    # 1. Settings.
-    spec = _spec(options)
-    minutes = DEFAULT_MINUTES if options.minutes is None and options.steps is None else options.minutes
-    recipe = Recipe(
-        steps=options.steps,
-        minutes=minutes,
-        device=options.device,
-        precision=choose_precision(options.precision, choose_device(options.device)),
-        half=options.half,
-        augment=options.augment,
-        **{
-            name: getattr(options, name)
-            for name in ("batch", "window", "learning_rate", "weight_decay", "evaluations", "seed")
-        },
+    # 1. Settings, data, and the checks of both.
+    run = _Run.of(options)
+    test_sets = _test_sets(options, run.spec)
+    print(
+        f"training  {data.check(run.training, run.spec)}", f"held out  {data.check(run.held_out, run.spec)}", sep="\n"
     )
-
-    # 2. Data, split and checked.
-    training, held_out = _training_data(options, spec)
-    if options.normalisation == MEASURED:
-        mean, deviation = data.statistics(training)
-        spec = dataclasses.replace(spec, mean=mean, std=deviation)
-    test_sets = _test_sets(options, spec)
-    print(f"training  {data.check(training, spec)}", f"held out  {data.check(held_out, spec)}", sep="\n")
     for name, samples in test_sets.items():
-        print(f"{name}  {data.check(samples, spec)}")
-    report.pairs_picture(training, out.with_suffix(".pairs.png"))
+        print(f"{name}  {data.check(samples, run.spec)}")
+    report.pairs_picture(run.training, out.with_suffix(".pairs.png"))
 
-    # 3. The network.
-    print(summary(UNet(spec)))
-    print(f"training on {choose_device(recipe.device)} in {recipe.precision}, {torch.get_num_threads()} CPU threads")
+    # 2. The network.
+    print(summary(UNet(run.spec)))
+    device = choose_device(run.recipe.device)
+    print(f"training on {device} in {run.recipe.precision}, {torch.get_num_threads()} CPU threads")
 
-    # 4. Training.
-    result = fit(spec, training, held_out, out, recipe, resume=options.resume, started=started)
-    if result.history:
-        report.curves_picture(result.history, out.with_suffix(".curves.png"))
+    # 3. Training.
+    with report.tensorboard(options.tensorboard) as follow:
+        result = run.fit(options, follow=follow, started=started)
     if result.interrupted:
         print(f"stopped at step {result.step}; the best network so far is {out}; go on with --resume")
         return 130
 
-    # 5. Scores of the network as it was stored.
+    # 4. Scores of the network as it was stored.
     model, documents = load_network(out)
-    model.to(choose_device(recipe.device))
-    figures = {"held_out": evaluate(model, held_out)[0]}
+    model.to(device)
+    figures = {"held_out": evaluate(model, run.held_out)[0]}
     figures |= {name: evaluate(model, samples)[0] for name, samples in test_sets.items()}
     training_record = documents["training"] | {"wall_minutes": (time.monotonic() - started) / 60}
-    save_network(out, spec, model.state_dict(), half=recipe.half, figures=figures, training=training_record)
-    shown = [sample for samples in test_sets.values() for sample in samples] or held_out
-    report.panel_picture(model, shown, out.with_suffix(".panel.png"))
+    half = run.recipe.half
+    save_network(out, run.spec, model.state_dict(), half=half, figures=figures, training=training_record)
+    shown = [sample for samples in test_sets.values() for sample in samples] or run.held_out
+    page = report.page(model, shown, result.history, figures, training_record, out)
     print(_table(figures))
     print(f"{result.step} steps in {training_record['wall_minutes']:.1f} minutes, {out.stat().st_size / 1e6:.1f} MB")
-    print(f"network {out}, pictures beside it: {out.stem}.pairs.png, {out.stem}.curves.png, {out.stem}.panel.png")
+    print(f"network {out}, report {page}")
     print(f"state to resume from {resume_path(out)}; remove it when the network is good")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     _set_threads(options.threads)
-    model, _ = load_network(options.checkpoint)
-    model.to(choose_device(options.device))
+    model = _network(options)
     figures, everything = {}, []
     for images, masks in _pairs(options.images, options.masks, "--images", "--masks"):
         samples = data.load_folder(images, masks, model.spec, resize_to=options.resize)
@@ -206,10 +266,27 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(_table(figures))
     if options.panel:
         report.panel_picture(model, everything, options.panel)
+    if options.calibration:
+        counts = calibration(model, everything)
+        print(f"expected calibration error {counts.expected_error:.4f}")
+        report.calibration_picture(counts, options.calibration)
     return 0
 
 
-def _spec(options: argparse.Namespace) -> UNetSpec:
+def _network(options: argparse.Namespace) -> Network:
+    if options.network.suffix != ".unet":
+        if options.precision != "auto" or options.tiling != "fast":
+            raise ValueError(f"--precision and --tiling are of engine files (.unet), {options.network} is none")
+        model, _ = load_network(options.network)
+        return model.to(choose_device(options.device))
+    from unet_fast.engine import Engine  # needs the compiled runtime, which training does not
+
+    engine = Engine(options.network, device=options.device, precision=options.precision, threads=options.threads)
+    return Frozen(engine, options.tiling)
+
+
+def _spec(options: argparse.Namespace, trained: UNet | None) -> UNetSpec:
+    """Of the network to train: that of the preset, or of the network that is started from, with what was asked for."""
     try:
         changes = json.loads(options.spec)
     except json.JSONDecodeError as error:
@@ -219,17 +296,21 @@ def _spec(options: argparse.Namespace) -> UNetSpec:
     known = {field.name for field in dataclasses.fields(UNetSpec)}
     if unknown := sorted(set(changes) - known):
         raise ValueError(f"--spec: UNetSpec has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    fields: dict[str, Any] = {
-        "in_channels": options.channels,
-        "classes": options.classes,
-        "normalisation": "fixed" if options.normalisation == MEASURED else options.normalisation,
-        "tile": options.tile,
-    }
+    asked = {"in_channels": options.channels, "classes": options.classes, "tile": options.tile}
+    asked["normalisation"] = "fixed" if options.normalisation == MEASURED else options.normalisation
+    fields: dict[str, Any] = {name: value for name, value in asked.items() if value is not None} | changes
     if options.regression:
         fields["output"] = "identity"
+    if trained is not None:
+        if options.preset or options.dropout:
+            raise ValueError("--preset and --dropout do not go with --from, whose file says what network it holds")
+        if "classes" in fields:
+            fields = {"output": "auto", "class_names": ()} | fields
+        return UNetSpec.from_dict(trained.spec.to_dict() | fields)
+    defaults: dict[str, Any] = {"in_channels": 1, "normalisation": "standardise", "tile": 256}
     if not options.dropout:
-        fields["dropout"] = ()
-    return UNetSpec.preset(options.preset, **(fields | changes))
+        defaults["dropout"] = ()
+    return UNetSpec.preset(options.preset or "relunet16", **(defaults | fields))
 
 
 def _training_data(options: argparse.Namespace, spec: UNetSpec) -> tuple[list[Sample], list[Sample]]:
@@ -296,7 +377,12 @@ def _table(figures: dict[str, dict[str, float | int]]) -> str:
 def _set_threads(threads: int | None) -> None:
     if threads is not None and threads < 1:
         raise ValueError(f"--threads must be at least 1, got {threads}")
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this machine, as torchrun says
+    torch.set_num_threads(threads or max(len(os.sched_getaffinity(0)) // processes, 1))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

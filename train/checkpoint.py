@@ -11,6 +11,7 @@ Both appear whole or not at all.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def load_network(path: str | Path) -> tuple[UNet, dict[str, Any]]:
     except RuntimeError as error:
         raise CheckpointError(f"{path}: the tensors do not fit the spec stored beside them: {error}") from error
     return model, documents
+
+
+def adopt(model: UNet, weights: Mapping[str, Tensor]) -> list[str]:
+    """Give `model` those of `weights` whose names and shapes are its own; the names of its tensors left as they were.
+
+    `CheckpointError` where nothing but a bias fits, which is then another network.
+    """
+    own = model.state_dict()
+    fitting = {name: tensor for name, tensor in weights.items() if name in own and tensor.shape == own[name].shape}
+    if not any(tensor.ndim > 1 for tensor in fitting.values()):
+        raise CheckpointError("the network to start from has no layer in common with the one to be trained")
+    model.load_state_dict(own | fitting)
+    return [name for name in own if name not in fitting]
 
 
 def resume_path(path: str | Path) -> Path:

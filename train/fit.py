@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,64 +25,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 
-from train.augment import augment, window
+from train.batches import Batches
 from train.checkpoint import load_state, resume_path, save_network, save_state
 from train.data import Sample
+from train.loss import loss
 from train.model import UNet
-from train.predict import evaluate, headline, normalise, to_input
-from unet_fast.images import to_unit
+from train.predict import evaluate, headline
+from train.processes import Processes
+from train.recipe import Recipe, choose_device, choose_precision
 from unet_fast.spec import UNetSpec
 
-PRECISIONS = ("auto", "float32", "bf16")
-#: Everything that another instrument may change; the eight symmetries of the square; nothing.
-AUGMENTATIONS = ("full", "turns", "none")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every setting of a run.
-
-    The run ends at `steps` optimizer steps or after `minutes` of wall time, whichever is first; the learning rate
-    follows the share of it that is done: up linearly over `warm_up` of it, then down a cosine to 1 % of it.
-    """
-
-    steps: int | None = None
-    minutes: float | None = None
-    batch: int = 16
-    window: int = 128  # side of the part of each image that a step sees; a larger one takes more time per image
-    learning_rate: float = 1e-3  # 3e-3 and above can drive a ReLU network to all background, for good
-    weight_decay: float = 1e-4
-    warm_up: float = 0.05
-    clip: float = 1.0  # largest norm of the gradient
-    average: float = 0.998  # decay of the running mean of the weights, which is what is kept and scored
-    evaluations: int = 16  # how often in a run the held-out part is scored, in the precision of training
-    seed: int = 1
-    device: str = "auto"
-    precision: str = "auto"
-    half: bool = False  # store float16
-    augment: str = "full"  # one of AUGMENTATIONS
-
-    def __post_init__(self) -> None:
-        def demand(good: bool, name: str, accepted: str) -> None:
-            if not good:
-                raise ValueError(f"{name} must be {accepted}, got {getattr(self, name)!r}")
-
-        if self.steps is None and self.minutes is None:
-            raise ValueError("give steps, minutes or both")
-        demand(self.steps is None or self.steps >= 1, "steps", "at least 1")
-        demand(self.minutes is None or self.minutes > 0, "minutes", "positive")
-        demand(self.batch >= 1, "batch", "at least 1")
-        demand(self.window >= 16, "window", "at least 16")
-        demand(0 < self.learning_rate <= 0.1, "learning_rate", "above 0 and at most 0.1")
-        demand(0 <= self.warm_up < 1, "warm_up", "at least 0 and below 1")
-        demand(self.clip > 0, "clip", "positive")
-        demand(0 <= self.average < 1, "average", "at least 0 and below 1")
-        demand(self.evaluations >= 1, "evaluations", "at least 1")
-        demand(self.precision in PRECISIONS, "precision", " or ".join(PRECISIONS))
-        demand(self.augment in AUGMENTATIONS, "augment", " or ".join(AUGMENTATIONS))
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -108,19 +62,36 @@ def fit(
     recipe: Recipe,
     *,
     resume: bool = False,
+    start: Mapping[str, Tensor] | None = None,
+    follow: Callable[[dict[str, float]], None] | None = None,
     started: float | None = None,
 ) -> Result:
     """Train a network of `spec`, keeping the best by the held-out score at `out` and the state to resume beside it.
 
-    `started` is when the clock of `recipe.minutes` began, as `time.monotonic()`; now if not given.  The first Ctrl-C
-    ends the run after the step under way, with everything written.
+    resume    go on from the state beside `out`
+    start     the weights to start from, a whole `UNet.state_dict()`; random ones if not given
+    follow    is called with each new row of the history
+    started   when the clock of `recipe.minutes` began, as `time.monotonic()`; now if not given
+
+    The first Ctrl-C ends the run after the step under way, with everything written.  In a process group (`torchrun`)
+    each process takes its share of `recipe.batch`, and the first one scores and writes; `out` must be a file that all
+    of them see.
     """
+    recipe.check(spec)
+    processes = Processes.current()
+    if recipe.batch % processes.count:
+        raise ValueError(f"batch must be a multiple of the {processes.count} processes, got {recipe.batch}")
     # 1. The network, its running mean, the optimizer.
     device = choose_device(recipe.device)
-    autocast = choose_precision(recipe.precision, device) == "bf16"
+    if spec.batch_norm and processes.count > 1 and device.type != "cuda":
+        raise ValueError("batch norm over several processes needs GPUs; train in one process, or without batch norm")
+    precision = choose_precision(recipe.precision, device)
+    autocast = torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
     torch.manual_seed(recipe.seed)
-    model = UNet(spec).to(device)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing from torch's stubs
+    model = UNet(spec)
+    if start is not None:
+        model.load_state_dict(start)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # missing from torch's stubs
     mean_model = copy.deepcopy(model).eval()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -128,6 +99,7 @@ def fit(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
     )
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # float16 loses small gradients unscaled
 
     # 2. Where an earlier run stopped.
     identity = _identity(spec, training, recipe)
@@ -140,12 +112,15 @@ def fit(
         model.load_state_dict(state["model"])
         mean_model.load_state_dict(state["mean_model"])
         optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
         step, seconds_before, history = state["step"], state["seconds"], state["history"]
         best_score, best, evaluated = state["best_score"], state["best"], state["evaluated"]
         loss_sum, loss_count = state["loss_sum"], state["loss_count"]
         torch.set_rng_state(state["random"])
         if device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], device)
+    if processes.rank:  # dropout of its own
+        torch.manual_seed(recipe.seed + processes.rank + step * processes.count)
     began = (time.monotonic() if started is None else started) - seconds_before
 
     def seconds() -> float:
@@ -154,7 +129,12 @@ def fit(
     def progress() -> float:
         by_steps = step / recipe.steps if recipe.steps else 0.0
         by_clock = seconds() / (60 * recipe.minutes) if recipe.minutes else 0.0
-        return min(max(by_steps, by_clock), 1.0)
+        return 1.0 if tired() else min(max(by_steps, by_clock), 1.0)
+
+    def tired() -> bool:
+        """Whether the held-out score has not risen for `patience` evaluations."""
+        scores = [headline(row) for row in history]
+        return bool(recipe.patience and scores) and len(scores) - 1 - int(np.argmax(scores)) >= recipe.patience
 
     def write_network(figures: dict[str, float | int]) -> None:
         settings = {**asdict(recipe), "step": step, "training_samples": len(training)}
@@ -164,10 +144,12 @@ def fit(
     def keep() -> None:
         """Score the running mean on the held-out part; keep it if it is the best, and the state in any case."""
         nonlocal best_score, best, loss_sum, loss_count
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with autocast:
             figures, _ = evaluate(mean_model, held_out)
         row = {"step": step, "minutes": seconds() / 60, "loss": loss_sum / max(loss_count, 1)}
         history.append({**row, "learning_rate": optimizer.param_groups[0]["lr"], **figures})
+        if follow is not None:
+            follow(history[-1])
         loss_sum, loss_count = 0.0, 0
         if headline(figures) > best_score:
             best_score, best = headline(figures), figures
@@ -182,6 +164,7 @@ def fit(
             "model": model.state_dict(),
             "mean_model": mean_model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
             "history": history,
             "best_score": float(best_score),
             "best": best,
@@ -195,136 +178,56 @@ def fit(
 
     # 3. The loop.
     model.train()
-    batches = _Batches(training, spec, recipe, step)
-    bar = tqdm(total=recipe.steps, initial=step, unit="step", file=sys.stderr, dynamic_ncols=True)
-    with batches, bar, _stop_requested() as stop:
-        while not stop and progress() < 1:
-            rate = recipe.learning_rate * _rate(progress(), recipe.warm_up)
+    network: Callable[[Tensor], Tensor] = processes.join(model, device)
+    if recipe.compile:
+        network = torch.compile(network)
+    batches = Batches(training, spec, recipe, step, processes)
+    bar = tqdm(total=recipe.steps, initial=step, unit="step", disable=processes.rank > 0, dynamic_ncols=True)
+    with batches, bar, _stop_requested() as stop, _deterministic(recipe.deterministic):
+        while True:
+            # All processes end after the same step, whatever their clocks say and whichever was stopped.
+            done, stopped = processes.largest(progress(), len(stop))
+            if stopped or done >= 1:
+                break
+            rate = recipe.learning_rate * _rate(done, recipe.warm_up)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            pixels, target = batches.next()
-            pixels = pixels.to(device, memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                out_logits = model(pixels)
-            cost = loss(out_logits.float(), target.to(device), spec)
+            batch = batches.next()
+            pixels = batch.pixels.to(device, memory_format=torch.channels_last)
+            target = batch.target.to(device)
+            weights = None if batch.weights is None else batch.weights.to(device)
+            with autocast:
+                out_logits = network(pixels)
+            cost = loss(out_logits.float(), target, spec, weights)
             optimizer.zero_grad(set_to_none=True)
-            cost.backward()
+            scaler.scale(cost).backward()
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             step += 1
             _average(mean_model, model, min(recipe.average, step / (step + 10)))
             loss_sum, loss_count = loss_sum + cost.item(), loss_count + 1
             bar.update()
-            if int(progress() * recipe.evaluations) > evaluated and progress() < 1:
+            if processes.rank == 0 and int(progress() * recipe.evaluations) > evaluated and progress() < 1:
                 evaluated = int(progress() * recipe.evaluations)
                 keep()
                 bar.set_postfix_str(f"loss {history[-1]['loss']:.3f}, held-out {headline(history[-1]):.4f}")
-        interrupted = bool(stop)
     # 4. The end, or Ctrl-C.  A resumed run must not know that it was stopped, so the state is kept before a score is
     # taken that the schedule does not have, and one is taken only where there is no network to leave behind yet.
+    interrupted = stopped > 0
+    if processes.rank:
+        return Result(history, best, step, interrupted)
     if not interrupted:
         evaluated = recipe.evaluations
-        keep()
+        if not history or history[-1]["step"] < step:
+            keep()
     else:
         save()
         if not best:
             best, _ = evaluate(mean_model, held_out)
             write_network(best)
     return Result(history, best, step, interrupted)
-
-
-def loss(logits: Tensor, target: Tensor, spec: UNetSpec) -> Tensor:
-    """The scalar to minimise, of logits (N, classes, H', W') with H' >= H and target (N, H, W[, classes]).
-
-    One class: binary cross-entropy plus (1 - Dice).  Several: cross-entropy plus (1 - mean Dice of the classes).
-    Regression: mean absolute plus mean squared error.  Dice is of probabilities, pooled over the batch.
-    """
-    logits = logits[:, :, : target.shape[1], : target.shape[2]]
-    if spec.output == "identity":
-        wanted = target.permute(0, 3, 1, 2).float()
-        return functional.l1_loss(logits, wanted) + functional.mse_loss(logits, wanted)
-    if spec.classes == 1:
-        truth = target[:, None].float()
-        entropy = functional.binary_cross_entropy_with_logits(logits, truth)
-        probability = logits.sigmoid()
-    else:
-        entropy = functional.cross_entropy(logits, target.long())
-        truth = functional.one_hot(target.long(), spec.classes).permute(0, 3, 1, 2).float()
-        probability = logits.softmax(dim=1)
-    axes = (0, 2, 3)
-    # The 1 keeps the ratio defined, and near 1, for a class that no pixel of the batch has.
-    dice = (2 * (probability * truth).sum(axes) + 1) / (probability.sum(axes) + truth.sum(axes) + 1)
-    return entropy + 1 - dice.mean()
-
-
-class _Batches:
-    """Batches in the order of the steps, made one ahead in a thread.
-
-    Each pass over the data has its own order, drawn from (seed, pass); each batch its own changes, from (seed, step).
-    """
-
-    def __init__(self, samples: Sequence[Sample], spec: UNetSpec, recipe: Recipe, step: int) -> None:
-        self.samples, self.spec, self.recipe, self.step = samples, spec, recipe, step
-        self.pool = ThreadPoolExecutor(1)
-        self.pending: list[Future[tuple[Tensor, Tensor]]] = []
-
-    def __enter__(self) -> _Batches:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Pixels (N, C, H', W') float32, target (N, H, W[, classes])."""
-        while len(self.pending) < 2:
-            self.pending.append(self.pool.submit(self.make, self.step))
-            self.step += 1
-        return self.pending.pop(0).result()
-
-    def make(self, step: int) -> tuple[Tensor, Tensor]:
-        random = np.random.default_rng([self.recipe.seed, 0, step])
-        segmenting = self.spec.output != "identity"
-        full = self.recipe.augment == "full"
-        pixels, targets = [], []
-        for position in range(step * self.recipe.batch, (step + 1) * self.recipe.batch):
-            epoch, place = divmod(position, len(self.samples))
-            order = np.random.default_rng([self.recipe.seed, 1, epoch]).permutation(len(self.samples))
-            sample = self.samples[order[place]]
-            image, target = to_unit(sample.pixels), sample.target
-            if self.recipe.augment != "none":
-                image, target = augment(image, target, random, zoom=full, intensity=full and segmenting)
-            image = normalise(image, self.spec)
-            if full and segmenting and self.spec.normalisation == "standardise":
-                # Standardising undoes changes of gain and offset; how far objects stand out still varies with how
-                # many of them an image holds.
-                image = image * np.float32(np.exp(random.uniform(-0.4, 0.4))) + np.float32(random.uniform(-0.2, 0.2))
-            image, target = window(image, target, self.recipe.window, random, follow=segmenting)
-            pixels.append(to_input(image, self.spec))
-            targets.append(target)
-        return torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(targets))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name in PyTorch's terms; "auto" is a CUDA GPU where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f'device must be "auto", "cpu" or "cuda[:N]", got {name!r}') from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but PyTorch finds no CUDA GPU here; use --device cpu")
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """The precision to train in; "auto" is bf16 where the hardware multiplies it natively, else float32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 def _rate(progress: float, warm_up: float) -> float:
@@ -362,6 +265,19 @@ def _check_identity(stored: dict[str, Any], current: dict[str, Any], path: Path)
                 f"{path} belongs to another run: its {name} was {stored.get(name)!r}, now it is {current[name]!r}; "
                 f"use the same settings, or start anew without --resume"
             )
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """PyTorch refuses operations whose result may differ from run to run, if `wanted`."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it, and before its first use
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Intersection over union and Dice of masks, pooled over all pixels and averaged over images."""
+"""How good masks are (intersection over union, Dice), and whether probabilities are what they say (calibration)."""
 
 from __future__ import annotations
 
@@ -69,3 +69,44 @@ def _iou(hits: NDArray[np.int64], sums: NDArray[np.int64]) -> float:
 def _dice(hits: NDArray[np.int64], sums: NDArray[np.int64]) -> float:
     occurs = sums > 0
     return float(np.mean(2 * hits[occurs] / sums[occurs])) if occurs.any() else 1.0
+
+
+class Calibration:
+    """Running counts of how often what has a given probability is true.
+
+    `add` each image.  With one class the probability is that of the foreground; with several it is that of the
+    likeliest class, which is true where it is the pixel's class.
+    """
+
+    def __init__(self, bins: int = 15) -> None:
+        self._pixels = np.zeros(bins)
+        self._probability = np.zeros(bins)  # sums over the pixels of each bin
+        self._true = np.zeros(bins)
+
+    def add(self, probability: NDArray[np.float32], truth: NDArray[Any]) -> None:
+        """Count one image: probability (H, W, classes), truth (H, W) class numbers."""
+        if probability.shape[:2] != truth.shape:
+            raise ValueError(f"probability is {probability.shape}, truth {truth.shape}; height and width must agree")
+        if probability.shape[2] == 1:
+            claimed, true = probability[:, :, 0], truth != 0
+        else:
+            claimed, true = probability.max(axis=2), probability.argmax(axis=2) == truth
+        bins = len(self._pixels)
+        place = np.minimum((claimed * bins).astype(np.int64), bins - 1).ravel()
+        self._pixels += np.bincount(place, minlength=bins)
+        self._probability += np.bincount(place, claimed.ravel(), bins)
+        self._true += np.bincount(place, true.ravel(), bins)
+
+    def curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Of each bin that holds pixels: mean probability, share that is true, number of pixels."""
+        held = self._pixels > 0
+        pixels = self._pixels[held]
+        return self._probability[held] / pixels, self._true[held] / pixels, pixels
+
+    @property
+    def expected_error(self) -> float:
+        """Expected calibration error: |mean probability - share that is true|, averaged over the pixels."""
+        claimed, true, pixels = self.curve()
+        if not pixels.size:
+            raise ValueError("no image was added, so there is nothing to score")
+        return float(np.average(np.abs(claimed - true), weights=pixels))

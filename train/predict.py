@@ -1,13 +1,14 @@
-"""Running a trained network over whole images of any size, and scoring it.
+"""Running a trained network, in PyTorch or frozen, over whole images of any size, and scoring both by the same code.
 
-This is the slow, obvious path that the runtime's masks are compared with: the image is normalised, mirrored out at
+`logits` is the slow, obvious path that the runtime's masks are compared with: the image is normalised, mirrored out at
 the bottom and right to a size that the network takes (all round for "valid" padding), run whole, and cropped back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from train.augment import mirror
 from train.data import Sample
-from train.metrics import Overlap
+from train.metrics import Calibration, Overlap
 from train.model import UNet, output_size
 from unet_fast.images import to_unit
 from unet_fast.spec import UNetSpec
+
+if TYPE_CHECKING:
+    from unet_fast.engine import Engine, Tiling
 
 STANDARDISE_EPSILON = 1e-6
 
@@ -78,29 +82,71 @@ def to_mask(values: NDArray[np.float32], spec: UNetSpec) -> NDArray[np.uint8]:
     return values.argmax(axis=0).astype(np.uint8)
 
 
-def predictions(model: UNet, samples: Iterable[Sample]) -> Iterator[tuple[Sample, NDArray[Any]]]:
+@dataclass(frozen=True)
+class Frozen:
+    """An engine that is scored like a network in PyTorch; sizes other than its own are tiled by `tiling`."""
+
+    engine: Engine
+    tiling: Tiling = "fast"
+
+    @property
+    def spec(self) -> UNetSpec:
+        """What matters for images, masks and scores: channels, classes and output; the layers are not known."""
+        info = self.engine.info
+        return UNetSpec.from_dict({"in_channels": info.channels, "classes": info.classes, "output": info.output})
+
+
+Network = UNet | Frozen
+
+
+def probability(network: Network, pixels: NDArray[Any]) -> NDArray[np.float32]:
+    """(H, W, in_channels) pixels of any supported type -> (H, W, classes) probabilities, or values of a regression."""
+    if isinstance(network, Frozen):
+        result = network.engine.probability(pixels, tiling=network.tiling)
+        return result.reshape(*result.shape[:2], network.engine.classes)
+    values = torch.from_numpy(logits(network, pixels))
+    if network.spec.output == "sigmoid":
+        values = values.sigmoid()
+    elif network.spec.output == "softmax":
+        values = values.softmax(dim=0)
+    return values.permute(1, 2, 0).numpy()
+
+
+def predictions(network: Network, samples: Iterable[Sample]) -> Iterator[tuple[Sample, NDArray[Any]]]:
     """Each sample with its predicted mask (H, W) uint8, or values (H, W, classes) float32 for regression."""
     for sample in samples:
-        values = logits(model, sample.pixels)
-        if model.spec.output == "identity":
-            yield sample, values.transpose(1, 2, 0)
+        if network.spec.output == "identity":
+            yield sample, probability(network, sample.pixels)
+        elif isinstance(network, Frozen):
+            mask = network.engine.segment(sample.pixels, tiling=network.tiling)
+            yield sample, (mask != 0).astype(np.uint8) if network.spec.classes == 1 else mask
         else:
-            yield sample, to_mask(values, model.spec)
+            yield sample, to_mask(logits(network, sample.pixels), network.spec)
 
 
-def evaluate(model: UNet, samples: Iterable[Sample]) -> tuple[dict[str, float | int], list[float]]:
+def calibration(network: Network, samples: Iterable[Sample]) -> Calibration:
+    """How often what the network gives a probability is true; not for regressions, which give none."""
+    if network.spec.output == "identity":
+        raise ValueError("a regression gives values and no probabilities, so it has no calibration")
+    counts = Calibration()
+    for sample in samples:
+        counts.add(probability(network, sample.pixels), sample.target)
+    return counts
+
+
+def evaluate(network: Network, samples: Iterable[Sample]) -> tuple[dict[str, float | int], list[float]]:
     """(figures over all samples, the score of each).
 
     Segmentation: IoU and Dice as in `train.metrics`, scored per image by IoU.  Regression: mean absolute error "l1",
     "mse" and "psnr" in dB, of values in [0, 1], scored per image by the negative absolute error.
     """
-    if model.spec.output != "identity":
-        overlap = Overlap(max(model.spec.classes, 2))
-        for sample, mask in predictions(model, samples):
+    if network.spec.output != "identity":
+        overlap = Overlap(max(network.spec.classes, 2))
+        for sample, mask in predictions(network, samples):
             overlap.add(mask, sample.target)
         return overlap.figures(), overlap.per_image_iou
     absolute, squared = [], []
-    for sample, values in predictions(model, samples):
+    for sample, values in predictions(network, samples):
         difference = values.astype(np.float64) - sample.target
         absolute.append(float(np.abs(difference).mean()))
         squared.append(float(np.square(difference).mean()))

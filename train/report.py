@@ -1,8 +1,10 @@
-"""Pictures of a training run: image/mask pairs before it, curves and a panel of results after it."""
+"""What a person sees of a training run: image/mask pairs before it, TensorBoard during it, a page of results after."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from train.data import Sample
-from train.model import UNet
-from train.predict import evaluate, predictions
+from train.metrics import Calibration
+from train.predict import Network, calibration, evaluate, predictions
 from unet_fast.images import to_channels, to_unit, write_beside
 
 INK, MUTED = "#222222", "#777777"
@@ -35,7 +37,65 @@ def pairs_picture(samples: Sequence[Sample], path: Path, count: int = 6) -> None
     _save(figure, path)
 
 
-def panel_picture(model: UNet, samples: Sequence[Sample], path: Path, count: int = 6) -> None:
+def page(
+    model: Network,
+    samples: Sequence[Sample],
+    history: Sequence[dict[str, Any]],
+    figures: Mapping[str, Mapping[str, float | int]],
+    settings: Mapping[str, Any],
+    out: Path,
+) -> Path:
+    """Write the report of a run, NAME.html with its pictures NAME.*.png, beside the network `out`; the page's path."""
+    pictures = {"Scores during training": ".curves.png", "From the worst image to the best": ".panel.png"}
+    curves_picture(history, out.with_suffix(".curves.png"))
+    panel_picture(model, samples, out.with_suffix(".panel.png"))
+    if model.spec.output != "identity":
+        calibration_picture(calibration(model, samples), out.with_suffix(".calibration.png"))
+        pictures["How far probabilities are true"] = ".calibration.png"
+    pictures["Training images"] = ".pairs.png"
+    shown = "".join(
+        f'<h2>{title}</h2><img src="{html.escape(out.with_suffix(ending).name)}" alt="{title}">\n'
+        for title, ending in pictures.items()
+    )
+    rows = [["", *next(iter(figures.values()))]]
+    rows += [[name, *(f"{value:.4g}" for value in row.values())] for name, row in figures.items()]
+    path = out.with_suffix(".html")
+    with write_beside(path) as temporary:
+        temporary.write_text(
+            f"<!doctype html><meta charset='utf-8'><title>{html.escape(out.stem)}</title>\n"
+            "<style>body{font:15px sans-serif;max-width:60em;margin:2em auto}td{padding:.1em 1em .1em 0}"
+            "img{max-width:100%}</style>\n"
+            f"<h1>{html.escape(out.stem)}</h1>{_table(rows)}{shown}<h2>Settings</h2>"
+            f"{_table([[name, str(value)] for name, value in settings.items()])}\n"
+        )
+    return path
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    cells = ("".join(f"<td>{html.escape(cell.replace('_', ' '))}</td>" for cell in row) for row in rows)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>\n"
+
+
+@contextmanager
+def tensorboard(folder: Path | None) -> Iterator[Callable[[dict[str, float]], None] | None]:
+    """What `fit` is to call with each row of its history, so that TensorBoard shows it; None without a folder."""
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install unet_fast[tensorboard]") from None
+    with SummaryWriter(str(folder)) as writer:
+
+        def follow(row: dict[str, float]) -> None:
+            for name in row.keys() - {"step", "images"}:
+                writer.add_scalar(name, row[name], int(row["step"]))
+
+        yield follow
+
+
+def panel_picture(model: Network, samples: Sequence[Sample], path: Path, count: int = 6) -> None:
     """PNG of original, ground truth and prediction side by side for samples from the worst score to the best."""
     _, scores = evaluate(model, samples)
     order = np.argsort(scores)
@@ -63,6 +123,22 @@ def curves_picture(history: Sequence[dict[str, Any]], path: Path) -> None:
     right.set(title="held-out part", xlabel="step")
     right.legend(frameon=False)
     for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+    _save(figure, path)
+
+
+def calibration_picture(counts: Calibration, path: Path) -> None:
+    """PNG of the share that is true against the probability given, and of how many pixels have each."""
+    figure = Figure(figsize=(4, 4.6), layout="constrained")
+    curve, pixels = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    claimed, true, number = counts.curve()
+    curve.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, linestyle="dashed")
+    curve.plot(claimed, true, marker="o", markersize=4, color="#c0392b")
+    curve.set(title=f"calibration (expected error {counts.expected_error:.4f})", ylabel="share that is true")
+    pixels.bar(claimed, number, width=0.03, color=MUTED)
+    pixels.set(yscale="log", xlabel="probability", ylabel="pixels")
+    for axis in (curve, pixels):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
     _save(figure, path)
