@@ -282,3 +282,13 @@ def test_windows_of_what_has_no_object_or_is_no_larger() -> None:
 def test_mirroring() -> None:
     assert mirror(np.arange(-4, 8), 4).tolist() == [2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
     assert mirror(np.arange(-2, 3), 1).tolist() == [0] * 5
+
+
+def test_a_class_has_one_colour_in_every_picture() -> None:
+    _, axes = report._grid(1, ("truth", "prediction"))
+    for axis, values in zip(axes[0], ([0, 1, 2], [0, 1, 1]), strict=True):
+        report._show_target(axis, np.array([values], np.uint8), coloured=True)
+    truth, prediction = (np.asarray(axis.images[0].get_array()) for axis in axes[0])
+    assert (truth[0, 1] == prediction[0, 1]).all()
+    assert (truth[0, 1] != truth[0, 2]).any()
+    assert not prediction[0, 0].any()

@@ -25,12 +25,13 @@ INK, MUTED = "#222222", "#777777"
 def pairs_picture(samples: Sequence[Sample], path: Path, count: int = 6) -> None:
     """PNG of up to `count` samples, spread over the list: the image, the mask, and the mask's outline on the image."""
     chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int))]
+    coloured = any(sample.target.ndim == 2 and sample.target.max() > 1 for sample in samples)
     columns = ("image", "truth", "outline")
     figure, axes = _grid(len(chosen), columns)
     for row, sample in zip(axes, chosen, strict=True):
         picture = _display(sample.pixels)
         _show(row[0], picture, sample.name)
-        _show_target(row[1], sample.target)
+        _show_target(row[1], sample.target, coloured)
         _show(row[2], picture)
         if sample.target.ndim == 2:
             _outline(row[2], sample.target, "#e0457b")
@@ -105,8 +106,8 @@ def panel_picture(model: Network, samples: Sequence[Sample], path: Path, count: 
     shown = predictions(model, [samples[i] for i in chosen])
     for row, index, (sample, predicted) in zip(axes, chosen, shown, strict=True):
         _show(row[0], _display(sample.pixels), sample.name)
-        _show_target(row[1], sample.target)
-        _show_target(row[2], predicted, f"{unit} {abs(scores[index]):.3f}")
+        _show_target(row[1], sample.target, model.spec.classes > 1)
+        _show_target(row[2], predicted, model.spec.classes > 1, f"{unit} {abs(scores[index]):.3f}")
     _save(figure, path)
 
 
@@ -171,13 +172,13 @@ def _show(axis: Axes, picture: NDArray[Any], caption: str = "") -> None:
     axis.set_xlabel(caption[:28], fontsize=7, color=MUTED)
 
 
-def _show_target(axis: Axes, target: NDArray[Any], caption: str = "") -> None:
+def _show_target(axis: Axes, target: NDArray[Any], coloured: bool, caption: str = "") -> None:
+    """A regression's target (H, W, C) as it is; classes (H, W) on black, white or `coloured` by a map of twenty."""
     if target.ndim == 3:
         _show(axis, _display(np.clip(target, 0, 1)), caption)
         return
     colours = mpl.colormaps["tab20"](np.arange(20))[:, :3]
-    # Background black; one class is drawn white, several in the colours of a map that tells twenty apart.
-    chosen = colours[(target.astype(int) - 1) % 20] if target.max() > 1 else np.ones((*target.shape, 3))
+    chosen = colours[(target.astype(int) - 1) % 20] if coloured else np.ones((*target.shape, 3))
     _show(axis, np.where(target[:, :, None] > 0, chosen, 0.0), caption)
 
 
