@@ -343,6 +343,14 @@ int add_elementwise(Random &random, PlanBuilder &builder, OpKind kind) {
     return y;
 }
 
+int add_l2_normalise(Random &random, PlanBuilder &builder) {
+    const int channels = channel_count(random);
+    const int input = builder.add_input(channels);
+    const int y = builder.add_buffer(channels, builder.height(0), builder.width(0));
+    builder.add_op(OpKind::l2_normalise, {input}, {y}).line = random.choose({Line::column, Line::row});
+    return y;
+}
+
 int add_kind(OpKind kind, Random &random, PlanBuilder &builder) {
     switch (kind) {
     case OpKind::stem:
@@ -368,9 +376,14 @@ int add_kind(OpKind kind, Random &random, PlanBuilder &builder) {
     case OpKind::activation:
     case OpKind::affine:
         return add_elementwise(random, builder, kind);
+    case OpKind::l2_normalise:
+        return add_l2_normalise(random, builder);
     case OpKind::normalise:
     case OpKind::output:
         break; // in all of them
+    case OpKind::quantise:
+    case OpKind::dequantise:
+        break; // judged by tests/test_int8.py
     }
     return builder.add_input(3);
 }
@@ -547,6 +560,7 @@ const std::pair<OpKind, const char *> kinds[] = {
     {OpKind::add, "add"},
     {OpKind::activation, "activation"},
     {OpKind::affine, "affine"},
+    {OpKind::l2_normalise, "l2_normalise"},
 };
 
 // The instruction sets of this machine, best first.
