@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.capi import LIBRARY
 from tests.conftest import ROOT
 from tests.programs import build_library, compile_program, every_api_program, run, tool
+from tests.test_int8 import quantised
 
 pytestmark = pytest.mark.slow  # a cross-build, then an emulator
 
@@ -35,8 +37,10 @@ def build() -> Path:
     return cross_build("unet_fast", "unet_fast_static")
 
 
-def emulate(program: Path, *arguments: str | Path) -> str:
-    return run(tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu", program, *arguments, timeout=1800)
+def emulate(program: Path, *arguments: str | Path, processor: str = "cortex-a76") -> str:
+    """On a processor of ARMv8.2, as that of a Jetson Orin is, or another one that the emulator knows."""
+    machine = (tool("qemu-aarch64"), "-L", "/usr/aarch64-linux-gnu", "-cpu", processor)
+    return run(*machine, program, *arguments, timeout=1800)
 
 
 def cross_compile(program: Path, source: Path, build: Path) -> Path:
@@ -48,11 +52,32 @@ def test_every_op() -> None:
     assert "passed" in emulate(cross_build("test_cpu_executor") / "test_cpu_executor", "0", "10")
 
 
+def test_winograd() -> None:
+    """Likewise, every tile, against float64."""
+    assert "passed" in emulate(cross_build("test_winograd") / "test_winograd", "0", "3")
+
+
 @every_api_program
 def test_programs(source: str, arguments: tuple[str, ...], build: Path, engines: Path, tmp_path: Path) -> None:
     program = cross_compile(tmp_path / "program", SOURCES / source, build)
     said = emulate(program, *(argument.replace("FOLDER", str(engines)) for argument in arguments))
     assert "0 failures" in said
+
+
+def here_and_there(
+    engine: Path, precision: str, height: int, width: int, build: Path, folder: Path, **there: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
+    """An engine's result for one image on this machine and on the emulated one, and the latter's instruction set."""
+    if platform.machine() != "x86_64":
+        pytest.skip("compares with x86-64")
+    source = SOURCES / "write_probability.c"
+    arguments = (engine, precision, str(height), str(width))
+    run(compile_program(folder / "here", source, library=LIBRARY.parent), *arguments, folder / "here.raw")
+    isa = emulate(cross_compile(folder / "there", source, build), *arguments, folder / "there.raw", **there).strip()
+    expected, found = (np.fromfile(folder / f"{where}.raw", np.float32) for where in ("here", "there"))
+    assert expected.size == found.size >= height * width
+    assert np.isfinite(expected).all()
+    return expected, found, isa
 
 
 @pytest.mark.parametrize(
@@ -62,21 +87,20 @@ def test_results_are_those_of_this_machine(
     name: str, height: int, width: int, build: Path, engine_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     """In several tiles, of which those of "valid" give 4 x 4 pixels."""
-    if platform.machine() != "x86_64":
-        pytest.skip("compares with x86-64")
-    source = SOURCES / "write_probability.c"
-    programs = {
-        "here": (run, compile_program(tmp_path / "here", source, library=LIBRARY.parent)),
-        "there": (emulate, cross_compile(tmp_path / "there", source, build)),
-    }
-    results = {}
-    for where, (runner, program) in programs.items():
-        output = tmp_path / f"{where}.raw"
-        isa = runner(program, engine_file(name), str(height), str(width), output).strip()
-        assert (isa == "neon") == (where == "there")
-        results[where] = np.fromfile(output, np.float32)
-    assert results["here"].size >= height * width
-    assert np.isfinite(results["here"]).all()
-    largest = np.abs(results["here"] - results["there"]).max()
-    scale = max(1.0, float(np.abs(results["here"]).max()))  # regression is not bounded
+    expected, found, isa = here_and_there(engine_file(name), "float32", height, width, build, tmp_path)
+    assert isa == "neon"
+    scale = max(1.0, float(np.abs(expected).max()))  # regression is not bounded
+    largest = np.abs(expected - found).max()
     assert largest <= TOLERANCE * scale, f"differ by {largest}"
+
+
+@pytest.mark.parametrize(("processor", "kernels"), [("cortex-a76", "portable"), ("max", "neon_i8mm")])
+@pytest.mark.parametrize("name", ["plain", "classes"])
+def test_int8_gives_the_bits_of_this_machine(
+    name: str, processor: str, kernels: str, build: Path, tmp_path: Path
+) -> None:
+    """In one pass: blended tiles are added in float32.  Of these processors one has no instructions for int8."""
+    (tmp_path / "int8.unet").write_bytes(quantised(name))
+    expected, found, isa = here_and_there(tmp_path / "int8.unet", "int8", 32, 32, build, tmp_path, processor=processor)
+    assert isa == kernels
+    assert np.array_equal(expected, found)

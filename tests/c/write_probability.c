@@ -1,16 +1,16 @@
 /* Writes the probability of an image of noise, float32, to a file.
  *
- *     write_probability ENGINE.unet HEIGHT WIDTH OUTPUT     a network of one channel
+ *     write_probability ENGINE.unet PRECISION HEIGHT WIDTH OUTPUT     a network of one channel
  */
 #include <stdlib.h>
 
 #include "check.h"
 
 int main(int count, char **arguments) {
-    if (count != 5)
+    if (count != 6)
         return 2;
-    const int height = atoi(arguments[2]), width = atoi(arguments[3]);
-    const uf_options options = {.struct_size = sizeof options, .device = "cpu", .precision = "float32"};
+    const int height = atoi(arguments[3]), width = atoi(arguments[4]);
+    const uf_options options = {.struct_size = sizeof options, .device = "cpu", .precision = arguments[2]};
     uf_engine *engine = NULL;
     CHECK(uf_engine_open(arguments[1], &options, &engine) == UF_OK);
     uf_info info = {.struct_size = sizeof info};
@@ -24,7 +24,7 @@ int main(int count, char **arguments) {
     uf_output output = {.struct_size = sizeof output, .data = result, .dtype = UF_FLOAT32};
     CHECK(uf_segment(engine, &image, NULL, &output) == UF_OK);
     uf_engine_close(engine);
-    FILE *file = fopen(arguments[4], "wb");
+    FILE *file = fopen(arguments[5], "wb");
     CHECK(file != NULL);
     CHECK(fwrite(result, sizeof *result, values * (size_t)info.output_channels, file) ==
           values * (size_t)info.output_channels);
