@@ -78,7 +78,7 @@ def sh_blocks(example: str) -> list[str]:
 def build_as_told(example: str, block: int, folder: Path) -> Path:
     """Runs a shell block of an example's README in a copy of the folder examples/; the example in that copy."""
     text = sh_blocks(example)[block]
-    for name in ("c++", *(name for name in ("cmake", "pkg-config") if name in text)):
+    for name in ("c++", *(name for name in ("cmake", "pkg-config", "unet-fast") if name in text)):
         tool(name)
     shutil.copytree(EXAMPLES, folder / "examples")
     here = folder / "examples" / example
