@@ -20,15 +20,19 @@ test: $(VENV)/test  ## All tests that need no GPU
 test-slow: $(VENV)/test  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-soak: $(VENV)/test  ## The whole campaign of docs/reliability.md: about an hour; MINUTES=10 for each part bounded by time
+soak: $(VENV)/test  ## The whole campaign of docs/reliability.md: about an hour; MINUTES=1 for a tenth of it
 	UNET_FAST_SOAK=$(or $(MINUTES),10) $(BIN)/python -m pytest -m "slow or not slow" tests/trust
 	$(BIN)/python -m tests.trust.figures
 
+# All that the package can use, but not the contestants of the bench.
+LOCKED := test lint parquet large dask napari tensorboard
+
 lock: $(VENV)/test $(VENV)/lint  ## Lock versions and hashes of what is developed with; list the licences
-	$(PIP) install pip-tools
-	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --build-deps-for wheel --extra test \
-	    --extra lint --constraint constraints.txt --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
-	    --output-file build/requirements.lock pyproject.toml
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --editable \
+	    ".[parquet,large,dask,napari,tensorboard]" pip-tools --constraint constraints.txt
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --build-deps-for wheel \
+	    $(LOCKED:%=--extra %) --constraint constraints.txt --no-emit-index-url --no-emit-find-links --no-header \
+	    --no-annotate --output-file build/requirements.lock pyproject.toml
 	(grep '^#' requirements.lock; sed '/^#/d;/^unet-fast @/d;/^$$/d' build/requirements.lock) > build/requirements.new
 	mv build/requirements.new requirements.lock
 	$(BIN)/python -m tests.trust.licences

@@ -2,7 +2,8 @@
 
     python -m tests.fuzz.build reader FOLDER [LIBFUZZER OPTION ...]
 
-runs the target with the kept corpus and the corpus in FOLDER, which grows.  Needs clang with libFuzzer.
+runs the target from the kept corpus and the corpus in FOLDER, which grows, until it is interrupted or an option such as
+-runs=1000000 or -max_total_time=60 ends it.  Needs clang with libFuzzer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tests.programs import json_prefix, tool
 
 FOLDER = Path(__file__).parent
 FINDINGS = FOLDER / "findings"
+DICTIONARY = FOLDER / "engine_file.dict"
 BUILD = ROOT / "build" / "fuzz"
 CSRC = ROOT / "csrc"
 #: What the reader consists of, with the executor of plain loops that runs what it opens.
@@ -30,6 +33,15 @@ READER = (
     "cpu/reference.cpp",
 )  # fmt: skip
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
+#: The time that libFuzzer takes to weigh, to shrink and to name what it finds new is better spent on executions.
+OPTIONS = (
+    "-timeout=20", "-rss_limit_mb=3000", "-entropic=0", "-reduce_inputs=0", "-print_funcs=0", "-print_final_stats=1",
+)  # fmt: skip
+#: Of AddressSanitizer: allocations without their stacks, which a finding that is run alone still has.
+ENVIRONMENT = {
+    "ASAN_OPTIONS": "allocator_may_return_null=1:malloc_context_size=0:quarantine_size_mb=4:max_malloc_fill_size=0",
+    "PATH": "/usr/bin:/bin",
+}
 
 
 @dataclass(frozen=True)
@@ -113,21 +125,20 @@ def pack(name: str, folder: Path) -> None:
                 archive.addfile(information, file)
 
 
+def command_of(program: Path, *arguments: str | Path) -> list[str]:
+    """A target with our options; the input that finds something is kept in tests/fuzz/findings."""
+    FINDINGS.mkdir(exist_ok=True)
+    return [str(program), f"-artifact_prefix={FINDINGS}/{program.name}_", *OPTIONS, *map(str, arguments)]
+
+
 def run(program: Path, *arguments: str | Path, seconds: int, timeout: float | None = None) -> Result:
     """Runs a target for some time, or over the inputs that are named where `seconds` is 0.  `AssertionError` with what
-    it said where it finds something; the input that did is kept in tests/fuzz/findings."""
-    FINDINGS.mkdir(exist_ok=True)
-    options = [
-        f"-artifact_prefix={FINDINGS}/{program.name}_",
-        "-timeout=20",
-        "-rss_limit_mb=3000",
-        "-print_final_stats=1",
-    ]
-    if seconds:
-        options.append(f"-max_total_time={seconds}")
-    command = [str(program), *options, *map(str, arguments)]
-    environment = {"ASAN_OPTIONS": "allocator_may_return_null=1", "PATH": "/usr/bin:/bin"}
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout, env=environment)
+    it said where it finds something."""
+    limit = [f"-max_total_time={seconds}"] if seconds else []
+    result = subprocess.run(
+        command_of(program, *limit, *arguments), capture_output=True, text=True, errors="replace", timeout=timeout,
+        env=ENVIRONMENT,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-6000:]
     return parse(result.stderr)
 
@@ -142,7 +153,12 @@ def parse(text: str) -> Result:
 
 if __name__ == "__main__":
     target, corpus, *rest = sys.argv[1:]
-    kept = Path(corpus)
-    kept.mkdir(parents=True, exist_ok=True)
-    program = {"reader": reader, "api": lambda: api(ROOT / "unet_fast" / "lib")}[target]()
-    sys.exit(subprocess.run([program, *rest, corpus]).returncode)
+    grown = Path(corpus)
+    grown.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if target == "reader":
+            program, kept = reader(), unpack("engine_file", Path(folder))
+            rest = [f"-dict={DICTIONARY}", *rest]
+        else:
+            program, kept = api(ROOT / "unet_fast" / "lib"), unpack("api", Path(folder))
+        sys.exit(subprocess.run(command_of(program, *rest, grown, kept), env=ENVIRONMENT).returncode)

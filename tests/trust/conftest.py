@@ -1,5 +1,6 @@
 """What the tests of trust share.  Each of them is a campaign that runs briefly in `make test` and at length in
-`make soak`, which sets UNET_FAST_SOAK to minutes for each part that is bounded by time.
+`make soak`, which sets UNET_FAST_SOAK to minutes for each part that is bounded by time: 10 for the whole campaign, with
+fewer the repetitions of the other parts are fewer in proportion.
 """
 
 from __future__ import annotations
@@ -21,25 +22,42 @@ SOURCES = Path(__file__).parent
 class Campaign:
     """How much of a campaign to run, and what came of it."""
 
+    WHOLE = 10.0
     minutes = float(os.environ.get("UNET_FAST_SOAK", "0"))
 
+    def __init__(self) -> None:
+        self.results: list[str] = []
+
     def count(self, quick: int, full: int) -> int:
-        """Repetitions: `full` in a soak."""
-        return full if self.minutes else quick
+        """Repetitions: `full` in a whole soak, a share of them in a shorter one."""
+        return max(quick, round(full * min(1.0, self.minutes / self.WHOLE)))
 
     def seconds(self, quick: float, share: float = 1.0) -> float:
         """Time: that share of the minutes of a part in a soak."""
         return 60 * self.minutes * share if self.minutes else quick
 
     def record(self, part: str, **values: float) -> None:
-        """Keeps figures of a soak for docs/reliability.md."""
+        """Figures of a soak: printed at its end, and those of a whole one kept for docs/reliability.md."""
         if self.minutes:
+            self.results.append(f"{part}: {figures.shown(values)}")
+        if self.minutes >= self.WHOLE:
             figures.record(part, values)
+
+
+CAMPAIGN = Campaign()
 
 
 @pytest.fixture(scope="session")
 def campaign() -> Campaign:
-    return Campaign()
+    return CAMPAIGN
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a soak came to."""
+    if CAMPAIGN.results:
+        terminalreporter.section(f"soak of {CAMPAIGN.minutes:g} minutes a part")
+        for result in CAMPAIGN.results:
+            terminalreporter.line(result)
 
 
 @pytest.fixture(scope="session")

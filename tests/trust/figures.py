@@ -1,4 +1,4 @@
-"""The latest figures of docs/reliability.md: kept in figures.json, written by `make soak`.
+"""The latest figures of docs/reliability.md: kept in figures.json, written by a whole `make soak`.
 
 python -m tests.trust.figures       writes the tables of the page from them and from the tests
 """
@@ -12,7 +12,6 @@ import re
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 from tests.trust import odd_arrays
 
@@ -23,11 +22,20 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 def record(part: str, values: dict[str, float]) -> None:
     """Makes `values` the latest figures of a part, with when, where and of which commit they were measured."""
     kept = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(command, cwd=PAGE.parent, capture_output=True, text=True, check=True).stdout.strip()
     date = time.strftime("%Y-%m-%d", time.gmtime())
-    kept[part] = {"measured": {"date": date, "machine": _machine(), "commit": commit}, **values}
+    kept[part] = {"measured": {"date": date, "machine": _machine(), "commit": _commit()}, **values}
     FIGURES.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
+def _commit() -> str:
+    """Of what was measured; "-dirty" where anything but the figures themselves has changed since."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=PAGE.parents[1], capture_output=True, text=True, check=True).stdout.strip()
+
+    others = (f":!{path.relative_to(PAGE.parents[1])}" for path in (FIGURES, PAGE))
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("diff", "HEAD", "--name-only", "--", *others) else "")
 
 
 def _machine() -> str:
@@ -40,13 +48,14 @@ def figures_table() -> str:
     rows = ["| part | latest figures | date | machine | commit |", "| --- | --- | --- | --- | --- |"]
     for part, values in json.loads(FIGURES.read_text()).items():
         measured = values.pop("measured")
-        shown = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in values.items())
-        rows.append(f"| {part} | {shown} | {measured['date']} | {measured['machine']} | {measured['commit']} |")
+        rows.append(f"| {part} | {shown(values)} | {measured['date']} | {measured['machine']} | {measured['commit']} |")
     return "\n".join(rows)
 
 
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
+def shown(values: dict[str, float]) -> str:
+    """The figures of a part in a line."""
+    texts = (f"{value:,}" if isinstance(value, int) else f"{value:.2g}" for value in values.values())
+    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in zip(values, texts, strict=True))
 
 
 def page(text: str) -> str:

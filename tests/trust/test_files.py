@@ -27,8 +27,6 @@ from unet_fast import Engine, EngineFileError
 from unet_fast import engine_file as engine_files
 from unet_fast.verify import verify
 
-DICTIONARY = fuzz.FOLDER / "engine_file.dict"
-
 
 def opens_or_is_refused(data: bytes) -> bool:
     """Whether an engine file opens; what opens is run."""
@@ -89,7 +87,7 @@ def test_fuzzing_the_reader(campaign: Campaign, tmp_path: Path) -> None:
         (single / name).write_bytes(data)
     seconds = int(campaign.seconds(5, 1.25))
     results = [
-        fuzz.run(fuzz.reader(), f"-dict={DICTIONARY}", f"-max_len={longest}", corpus, seconds=seconds)
+        fuzz.run(fuzz.reader(), f"-dict={fuzz.DICTIONARY}", f"-max_len={longest}", corpus, seconds=seconds)
         for corpus, longest in ((single, 1536), (fuzz.unpack("engine_file", tmp_path), 6144))
     ]
     executions = sum(result.executions for result in results)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
 
 from tests.importers.comparison import FIXTURES
 from tests.trust.conftest import Campaign
@@ -198,19 +200,22 @@ def test_any_model_file(source: str, campaign: Campaign, tmp_path: Path) -> None
         if kind in source:
             pytest.importorskip(package)
     examples = campaign.count(12, 500)
-    refused = 0
-    for example in range(examples):
-        folder = tmp_path / str(example)
+    messages: list[str | None] = []
+
+    @settings(
+        max_examples=examples, deadline=None, database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )  # fmt: skip
+    @given(chance=some.randoms(use_true_random=False))
+    def check(chance: random.Random) -> None:
+        folder = tmp_path / str(len(messages))
         folder.mkdir()
-        path = SOURCES[source](random.Random(f"{source} {example}"), folder)
-        try:
-            message = _refusal(path)
-        except Exception as escaped:
-            raise AssertionError(f"example {example} of {source!r}") from escaped
-        if message is not None:
-            refused += 1
-            assert len(message) > 20
-            assert "\n" not in message
+        message = _refusal(SOURCES[source](chance, folder))
         shutil.rmtree(folder)
-    assert refused > examples / 10
-    campaign.record(f"importer of {source}", examples=examples, refused=refused)
+        messages.append(message)
+        assert message is None or (len(message) > 20 and "\n" not in message)
+
+    check()
+    refused = sum(message is not None for message in messages)
+    assert refused > len(messages) / 10
+    campaign.record(f"importer of {source}", examples=len(messages), refused=refused)
