@@ -169,8 +169,9 @@ def _planned(
         for select in selections(document, op):
             site = Site(document, shapes, index, precision, select)
             for target in targets:
-                count = 1 if target.portable else CANDIDATES.get(target.capability, OTHER_CANDIDATES)
-                if select.get("pixel", "uint8") != "uint8":
+                count = CANDIDATES.get(target.capability, OTHER_CANDIDATES)
+                # PTX is not tuned; but float32 without matrix units sums in more registers, so the first may spill.
+                if select.get("pixel", "uint8") != "uint8" or (target.portable and precision != "float32"):
                     count = 1
                 for step, candidates in enumerate(launches(site, target.capability, count)):
                     for launch in candidates:
