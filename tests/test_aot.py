@@ -311,6 +311,19 @@ def test_every_precision_compiles(cache: Path, monkeypatch: pytest.MonkeyPatch) 
         check_code(document, kernels, {90: "wgmma"} if precision != "float32" else {})
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "tanh", "leaky_relu"])
+def test_nothing_is_computed_in_float64(activation: str, cache: Path) -> None:
+    """As Triton 3.6 did where a constant is no normal float32."""
+    document, shapes = report.preset_plan("relunet16")
+    (conv,) = [op for op in document["ops"] if op["name"] == "encoder1.conv1"]
+    arrays = {"inputs": conv["inputs"], "outputs": conv["outputs"][:1]}
+    document["ops"] = [{"op": "activation", "name": "a", "activation": activation, "slope": 0.1, **arrays}]
+    _, tensors = aot.compile_plan(document, shapes, ["compute_80"], "bf16", cache_dir=cache, progress=False)
+    text = b"".join(tensor.tobytes() for tensor in tensors.values())
+    assert b".f32" in text
+    assert b"f64" not in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["relunet16", "relunet64"])
 @pytest.mark.parametrize("precision", tuple(STORAGE))

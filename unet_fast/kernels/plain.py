@@ -144,7 +144,8 @@ def softmax(x, y, H, W, C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK: tl.conste
     value = tl.load(x + offset, mask=inside, other=float("-inf")).to(tl.float32)
     # Columns beyond the row have nothing but -inf; 0 in its place keeps their (unused) quotient finite.
     value = tl.exp(value - tl.maximum(tl.max(value, axis=1), -1e38)[:, None])
-    value /= tl.maximum(tl.sum(value, axis=1), 1e-38)[:, None]
+    # 1e-38 is no normal float32, and makes Triton 3.6 divide in float64.
+    value /= tl.maximum(tl.sum(value, axis=1), 1e-37)[:, None]
     tl.store(y + offset, value.to(y.dtype.element_ty), mask=inside)
 
 
