@@ -114,6 +114,15 @@ class FakeDriver:
         """Lets the call with this number, counted from now, fail, and those that follow if `lasting`; 0: none."""
         self.library.fake_cuda_fail(call, error, lasting)
 
+    @contextmanager
+    def losing(self, device: int, calls: int) -> Iterator[None]:
+        """Within, the device is lost after so many more calls with its context current."""
+        self.library.fake_cuda_lose(device, ctypes.c_long(calls))
+        try:
+            yield
+        finally:
+            self.library.fake_cuda_lose(device, ctypes.c_long(-1))
+
     def report(self) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(self.library.fake_cuda_report())
         return result

@@ -17,7 +17,7 @@ from .engine import TILINGS, Engine
 from .errors import EngineFileError, in_one_line
 from .paths import cmake_dir, pkgconfig_dir
 
-DEVICES = "auto, cpu, cpu-reference, cuda, cuda:1"
+DEVICES = "auto, cpu, cpu-reference, cuda, cuda:1, cuda:all"
 PRETRAINED = "pretrained"
 
 

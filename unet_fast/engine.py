@@ -22,6 +22,7 @@ from .arrays import as_image_batch, batch_index, check_dtype
 from .cuda_arrays import LEGACY_STREAM, CudaArray, Passes, View, is_cuda_array, stream_handle, view_of
 from .engine_file import read_document
 from .errors import EngineFileError, UnsupportedError
+from .several_gpus import ALL_GPUS, SeveralGpus
 
 if TYPE_CHECKING:
     from .profile import Profile
@@ -41,7 +42,8 @@ class EngineInfo:
     """What an engine is.  Sizes are in pixels.
 
     name           given when it was frozen.
-    device         "cpu", "cpu-reference" or "cuda:N", and `device_reason`, why that was chosen.
+    device         "cpu", "cpu-reference", "cuda:N" or, of several GPUs, "cuda:N,M", and `device_reason`, why that was
+                   chosen.
     precision      "float32", "bf16", "fp16" or "int8": what the activations are computed in.
     cpu_isa        instruction set of the CPU kernels: "portable", "avx2", "avx512", "avx512_bf16" or "neon".
     threads        CPU threads.
@@ -103,7 +105,10 @@ class Engine:
 
     source               path of an engine file, or its contents as bytes.
     device               "auto": a GPU where one can run this file, else the CPU.  "cpu", "cuda", "cuda:1", or
-                         "cpu-reference": slow, obvious loops to compare with.
+                         "cpu-reference": slow, obvious loops to compare with.  "cuda:all": every GPU that can run this
+                         file; the images of a batch are spread over them, calls with one image go to the idlest, and
+                         what a GPU that is lost leaves undone the others do.  For images in host memory.  GPUs of
+                         different models may differ by a few roundings.
     threads              CPU threads; None: one per physical core that this process may use.
     precision            "auto": the fastest that the file allows on this machine.  "float32", "bf16", "fp16",
                          "int8": the CPU, for files frozen so, and no other precision runs those.
@@ -162,16 +167,20 @@ class Engine:
             "cpu_isa": cpu_isa,
             "keep_warm": keep_warm,
         }
-        self._native = _native.Engine(
-            path=path,
-            data=data,
-            device=device,
-            precision=precision,
-            cpu_isa=cpu_isa,
-            threads=threads or 0,
-            refuse_embedded_code=not allow_embedded_code,
-            keep_warm_ms=round(1000 * pause),
-        )
+
+        def open_on(device: str) -> _native.Engine:
+            return _native.Engine(
+                path=path,
+                data=data,
+                device=device,
+                precision=precision,
+                cpu_isa=cpu_isa,
+                threads=threads or 0,
+                refuse_embedded_code=not allow_embedded_code,
+                keep_warm_ms=round(1000 * pause),
+            )
+
+        self._native = SeveralGpus(open_on) if device == ALL_GPUS else open_on(device)
         document = read_document(self._source)
         class_names, palette = _class_names_and_palette(document)
         self._standardises = document["input"]["normalisation"]["kind"] == "standardise"
@@ -334,6 +343,10 @@ class Engine:
         """Like `_run`, for an image in GPU memory."""
         if not self.info.device.startswith("cuda:"):
             raise TypeError(f"image is in GPU memory, but this engine runs on {self.device}; copy it with .cpu()")
+        if isinstance(self._native, SeveralGpus):
+            raise TypeError(
+                f'image is in GPU memory, device="{ALL_GPUS}" is for images in host memory; open an engine on its GPU'
+            )
         ordinal = int(self.info.device.removeprefix("cuda:"))
         if self._passes is None:
             self._passes = Passes(self._native, ordinal)
@@ -451,13 +464,17 @@ class Engine:
         return self._native.healthy()
 
     def _notice_lost_gpu(self) -> None:
-        """Says once, as a `RuntimeWarning`, that the engine has gone on with the CPU."""
+        """Says once, as a `RuntimeWarning`, that the engine has gone on with the CPU or the GPUs that are left."""
         before = self._info.device
         if self._native.device() == before:
             return
         self._refresh()
+        lost, now = before, self._info.device
+        if isinstance(self._native, SeveralGpus):
+            lost = f"one of {before}"
         warnings.warn(
-            f"{before} was lost, engine {self._info.name!r} goes on with the CPU: {self._info.device_reason}",
+            f"{lost} was lost, engine {self._info.name!r} goes on with {'the CPU' if now == 'cpu' else now}: "
+            f"{self._info.device_reason}",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -472,7 +489,7 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """Where the engine runs: "cpu", "cpu-reference" or "cuda:N"."""
+        """Where the engine runs: "cpu", "cpu-reference", "cuda:N" or "cuda:N,M"."""
         return self.info.device
 
     @property

@@ -228,6 +228,12 @@ class Device {
   public:
     explicit Device(int ordinal) : device_(open_device(ordinal)) {}
 
+    static int count() {
+        int present = 0;
+        translated([&] { present = cuda::Device::count(); });
+        return present;
+    }
+
     std::unique_ptr<Memory> allocate(size_t bytes) const { return std::make_unique<Memory>(device_, bytes); }
     std::unique_ptr<Event> record(uintptr_t stream) const { return std::make_unique<Event>(device_, stream); }
     void synchronise(uintptr_t stream) const {
@@ -260,6 +266,7 @@ void bind_cuda_arrays(py::module_ &module) {
         .def_property_readonly("read_only", &Tensor::read_only);
     py::class_<Device>(module, "Device")
         .def(py::init<int>(), py::arg("ordinal"))
+        .def_static("count", &Device::count)
         .def("allocate", &Device::allocate, py::arg("size_bytes"))
         .def("record", &Device::record, py::arg("stream"))
         .def("synchronise", &Device::synchronise, py::arg("stream"));

@@ -68,6 +68,8 @@ int current_device() {
     return current.empty() ? -1 : static_cast<int>(reinterpret_cast<uintptr_t>(current.back())) - 1;
 }
 
+constexpr CUresult invalid_value = 1, invalid_handle = 400, illegal_address = 700;
+
 enum class Needs { nothing, driver, context };
 
 // Runs the body of an entry point under the lock, unless the call is to fail.  A call that gives something back
@@ -84,6 +86,9 @@ template <class Body> CUresult call(const char *name, Needs needs, bool frees, c
         if (s.fail_is_lasting)
             s.lost = failure;
     }
+    const auto doomed = s.calls_to_loss.find(current_device());
+    if (failure == 0 && doomed != s.calls_to_loss.end() && --doomed->second < 0)
+        failure = illegal_address;
     if (failure != 0 && !frees)
         return failure;
     if (needs != Needs::nothing && !s.initialised) {
@@ -107,8 +112,6 @@ template <class Map> auto *find(State &s, Map &map, const void *handle, const ch
     }
     return found->second.get();
 }
-
-constexpr CUresult invalid_handle = 400, invalid_value = 1;
 
 template <class Map> CUresult destroy(State &s, Map &map, const void *handle, const char *what) {
     if (find(s, map, handle, what) == nullptr)
@@ -195,6 +198,7 @@ EXPORT void fake_cuda_configure(const char *text) {
         properties.shared_bytes = device.value("shared", properties.shared_bytes);
         s.devices.push_back(properties);
     }
+    s.kernels_run_on.assign(s.devices.size(), 0);
 }
 
 // The n-th call from now fails with `error`; if `lasting`, so do all that follow.  n = 0: no call fails any more.
@@ -205,6 +209,15 @@ EXPORT void fake_cuda_fail(long n, int error, int lasting) {
     s.fail_with = error;
     s.fail_is_lasting = lasting != 0;
     s.lost = 0;
+}
+
+// The device is lost after so many more calls with its context current; calls < 0: it is there again.
+EXPORT void fake_cuda_lose(int device, long calls) {
+    State &s = state();
+    const std::lock_guard<std::recursive_mutex> lock(s.mutex);
+    s.calls_to_loss.erase(device);
+    if (calls >= 0)
+        s.calls_to_loss[device] = calls;
 }
 
 // Counts, live objects and violations as JSON; valid until the next call of this.
@@ -221,6 +234,7 @@ EXPORT const char *fake_cuda_report() {
     text = json{{"calls", s.calls},
                 {"last_call", s.last_call},
                 {"kernels_run", s.kernels_run},
+                {"kernels_run_on", s.kernels_run_on},
                 {"programmatic_edges", s.programmatic_edges},
                 {"peak_bytes", s.peak_bytes},
                 {"bus_bytes", s.bus_bytes},
@@ -864,6 +878,7 @@ EXPORT CUresult cuGraphLaunch(CUgraphExec executable, CUstream stream) {
                     return;
                 run_kernel(launch, *function);
                 ++s.kernels_run;
+                ++s.kernels_run_on[static_cast<size_t>(function->device)];
                 s.candidates_run[(*function->description)["op"]["name"]] =
                     function->description->value("candidate", "");
                 s.microseconds += function->description->value("microseconds", 10.0);

@@ -91,6 +91,7 @@ class State {
     long calls = 0, fail_at = 0; // the call with this number fails; 0: none
     int fail_with = 0, lost = 0;
     bool fail_is_lasting = false;
+    std::map<int, long> calls_to_loss; // of devices that will be lost
     std::string last_call;
 
     std::map<int, int> retained; // device -> references to its primary context
@@ -106,6 +107,7 @@ class State {
     CUdeviceptr next_address = first_device_address;
     size_t peak_bytes = 0, bus_bytes = 0; // bus: between host and device memory
     long kernels_run = 0, programmatic_edges = 0;
+    std::vector<long> kernels_run_on = {0};            // by device
     std::map<std::string, std::string> candidates_run; // by name of the op, the latest
     long streams_busy_at_once = 0;                     // at most, when a graph was launched
     double microseconds = 0; // a clock that only kernels, by their description, and copies on the device move
