@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from unet_fast.graph import from_spec
 from unet_fast.images import ImageError
 from unet_fast.large import segment_large
 from unet_fast.objects import label, measure
-from unet_fast.stores import open_image
+from unet_fast.stores import FileArray, open_image
 
 tifffile = pytest.importorskip("tifffile", reason="needs tifffile (extra tiff)")
 Files = Callable[..., Path]
@@ -263,6 +265,65 @@ def test_command_line(tmp_path: Path, engine_file: Files, capsys: pytest.Capture
         assert reason in capsys.readouterr().err
     assert main(["segment", str(engine_file("plain")), str(folder), "-o", str(out), "--channel", "A"]) == 1
     assert "go with --large" in capsys.readouterr().err
+
+
+def test_a_second_run_does_what_failed_in_the_first(
+    tmp_path: Path, engine_file: Files, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of several bit depths with a truncated file, on a disk that fills up in the middle of another."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    kinds = {"a": "uint8", "b": "uint16", "c": "float32", "d": "uint8"}
+    images = {name: random_image((2100, 40), kind, seed=5) for name, kind in kinds.items()}
+    for name, image in images.items():
+        tifffile.imwrite(folder / f"{name}.tif", image)
+    whole = (folder / "d.tif").read_bytes()
+    (folder / "d.tif").write_bytes(whole[: len(whole) // 2])
+    engine = open_engine(engine_file)
+    fixed = ["-o", str(out), "--large", "--device", "cpu", "--precision", "float32"]
+    command = ["segment", str(engine_file("plain")), str(folder), *fixed]
+
+    write_rows = FileArray.write_rows
+    written = []
+
+    def on_a_full_disk(self: FileArray, plane: int, top: int, rows: Any) -> None:
+        if self.path.name.startswith("b") and top > 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        written.append(self.path.name)
+        write_rows(self, plane, top, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileArray, "write_rows", on_a_full_disk)
+        assert main(command) == 1
+    said = capsys.readouterr()
+    assert "2 of 4 files" in said.out
+    assert "No space left on device" in said.err
+    assert "d.tif" in said.err
+    assert any(name.startswith("b") for name in written)
+    assert main([*command, "--resume"]) == 1
+    said = capsys.readouterr()
+    assert "2 files had their results already" in said.out
+    assert "b.tif" not in said.err
+    assert "d.tif" in said.err
+    for name in "abc":
+        assert np.array_equal(tifffile.imread(out / f"{name}.tif"), engine.segment(images[name], tiling="exact")), name
+    (folder / "d.tif").write_bytes(whole)
+    assert main([*command, "--resume"]) == 0
+    assert not [path for path in out.iterdir() if path.suffix != ".tif"]
+
+
+def test_a_missing_chunk_is_its_fill_value(tmp_path: Path, engine_file: Files) -> None:
+    zarr = pytest.importorskip("zarr", reason="needs zarr (extra large)")
+    image = random_image((70, 80), seed=6)
+    array = zarr.create_array(
+        str(tmp_path / "a.zarr"), shape=image.shape, chunks=(32, 32), dtype="uint8", fill_value=9, zarr_format=2
+    )
+    array[:] = image
+    (tmp_path / "a.zarr" / "1.1").unlink()
+    image[32:64, 32:64] = 9
+    engine = open_engine(engine_file)
+    segment_large(engine, tmp_path / "a.zarr", tmp_path / "mask.tif", progress=False)
+    assert np.array_equal(tifffile.imread(tmp_path / "mask.tif"), engine.segment(image, tiling="exact"))
 
 
 SLIDE = """
