@@ -5,8 +5,7 @@
  *
  * CALLS (100000) passes over an image of the trained size, one after the other; LOAD (1) processes that compute and
  * walk through 64 MB of memory meanwhile; THREADS (1) of the engine, those that it starts bound to the processors
- * AFFINITY
- * ("" for any) and at the SCHED_FIFO priority PRIORITY (0 for none), which the calling thread takes too.
+ * AFFINITY ("" for any) and at the SCHED_FIFO priority PRIORITY (0 for none), which the calling thread takes too.
  */
 #define _GNU_SOURCE
 #include <errno.h>

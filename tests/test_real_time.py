@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,20 @@ def test_calls_only_compute(network: str, threads: int, engine_file: Callable[..
     if "skipped" in said:
         pytest.skip(said)
     assert "no system calls" in said
+
+
+def test_the_bench_of_a_control_loop(engine_file: Callable[..., Path], tmp_path: Path) -> None:
+    """bench/real_time.c, for a moment."""
+    if platform.system() != "Linux":
+        pytest.skip("loads the machine in a way that needs Linux")
+    program = compile_program(tmp_path / "program", ROOT / "bench" / "real_time.c", library=LIBRARY.parent)
+    said = run(program, engine_file("plain"), "1000", "1")
+    assert "1000 calls, 1 processes of load, 1 threads" in said
+    times = dict(re.findall(r"^(\S+) +([\d.]+) us$", said, re.MULTILINE))
+    assert list(times) == ["median", "p99", "p99.9", "maximum"]
+    microseconds = [float(text) for text in times.values()]
+    assert microseconds == sorted(microseconds)
+    assert microseconds[0] > 0
 
 
 def workers() -> set[int]:
