@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.programs import offline, run, tool
-from unet_fast import pretrained_engine, synthetic
+from tests.programs import configure, offline, run, run_bytes, tool
+from unet_fast import Engine, pretrained_engine, synthetic
 
 slow = pytest.mark.slow  # builds the library once per Python
 NEWEST, OLDEST = 14, 11  # minor versions of Python 3 that are looked for
@@ -125,8 +127,10 @@ def pythons() -> list[Path]:
 
 @slow
 @pytest.mark.parametrize("python", pythons(), ids=lambda path: path.name)
-def test_in_a_clean_environment(python: Path, sdist: Path, wheel: Path, tmp_path: Path) -> None:
-    """The wheel for this Python, the sdist for others."""
+def test_in_a_clean_environment(
+    python: Path, sdist: Path, wheel: Path, engine_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The wheel for this Python, the sdist for others; and a C and a C++ program against what is installed there."""
     run(python, "-m", "venv", tmp_path / "venv")
     pip = (tmp_path / "venv" / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
     try:
@@ -140,4 +144,11 @@ def test_in_a_clean_environment(python: Path, sdist: Path, wheel: Path, tmp_path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == expected
-    assert run(tmp_path / "venv" / "bin" / "unet-fast", "--cmake-dir").startswith(str(tmp_path))
+    folder = run(tmp_path / "venv" / "bin" / "unet-fast", "--cmake-dir").strip()
+    assert folder.startswith(str(tmp_path))
+    configure(ROOT / "tests" / "consumer", tmp_path / "consumer", f"-Dunet_fast_DIR={folder}")
+    run(tool("cmake"), "--build", tmp_path / "consumer")
+    masks = [run_bytes(tmp_path / "consumer" / f"{name}_unet_fast", engine_file("plain")) for name in ("c", "cpp")]
+    y, x = np.mgrid[:40, :50]
+    expected = Engine(engine_file("plain"), device="cpu").segment((5 * y + 3 * x).astype(np.uint8)).tobytes()
+    assert masks == [expected, expected]
