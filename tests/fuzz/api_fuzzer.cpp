@@ -183,6 +183,13 @@ class Program {
     }
     uf_engine *engine() { return engines_[input_.ConsumeIntegralInRange<size_t>(0, engines_.size() - 1)]; }
 
+    // The struct in as much memory as it says to have: a size that is accepted is read and written.
+    template <class Struct> static std::vector<unsigned char> with_room(const Struct &given) {
+        std::vector<unsigned char> room(std::max(sizeof given, given.struct_size <= 4096 ? given.struct_size : 0));
+        std::memcpy(room.data(), &given, sizeof given);
+        return room;
+    }
+
     void open() {
         uf_options options = {};
         options.struct_size = struct_size(sizeof options);
@@ -200,10 +207,11 @@ class Program {
         }
         uf_engine *&place = engines_[input_.ConsumeIntegralInRange<size_t>(0, engines_.size() - 1)];
         uf_engine_close(place);
-        const bool defaults = input_.ConsumeIntegralInRange(0, 7) == 0;
+        const std::vector<unsigned char> room = with_room(options);
+        const auto *const chosen =
+            input_.ConsumeIntegralInRange(0, 7) == 0 ? nullptr : reinterpret_cast<const uf_options *>(room.data());
         if (input_.ConsumeBool()) {
-            checked(uf_engine_open(input_.ConsumeIntegralInRange(0, 7) == 0 ? text() : ENGINE_FILE,
-                                   defaults ? nullptr : &options, &place));
+            checked(uf_engine_open(input_.ConsumeIntegralInRange(0, 7) == 0 ? text() : ENGINE_FILE, chosen, &place));
             return;
         }
         std::vector<char> bytes = file_;
@@ -213,7 +221,7 @@ class Program {
             bytes.resize(input_.ConsumeIntegralInRange<size_t>(0, bytes.size()));
         const std::unique_ptr<char[]> exact(new char[bytes.size()]);
         std::copy(bytes.begin(), bytes.end(), exact.get());
-        checked(uf_engine_open_memory(exact.get(), bytes.size(), defaults ? nullptr : &options, &place));
+        checked(uf_engine_open_memory(exact.get(), bytes.size(), chosen, &place));
     }
 
     // The handle stays in the table, so that later calls use it closed.
@@ -227,9 +235,7 @@ class Program {
     void info() {
         uf_info info = {};
         info.struct_size = struct_size(sizeof info);
-        // A size that is accepted is written to, so there must be that much.
-        std::vector<unsigned char> room(std::max<size_t>(sizeof info, info.struct_size <= 4096 ? info.struct_size : 0));
-        std::memcpy(room.data(), &info, sizeof info);
+        std::vector<unsigned char> room = with_room(info);
         checked(uf_engine_info(
             engine(), input_.ConsumeIntegralInRange(0, 7) == 0 ? nullptr : reinterpret_cast<uf_info *>(room.data())));
     }

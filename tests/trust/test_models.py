@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import shutil
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -106,7 +107,7 @@ def _hdf5(chance: random.Random, folder: Path) -> Path:
             file.attrs["model_config"] = json.dumps(changed(json.loads(file.attrs["model_config"]), chance))
         elif chance.random() < 0.5:
             names = changed([str(name) for name in weights.attrs["layer_names"]], chance)
-            weights.attrs["layer_names"] = [str(name) for name in names] or 3.0
+            weights.attrs["layer_names"] = [str(name).strip("\0") for name in names] or 3.0
         else:
             del weights[chance.choice(list(weights))]
     return path
@@ -208,10 +209,8 @@ def test_any_model_file(source: str, campaign: Campaign, tmp_path: Path) -> None
     )  # fmt: skip
     @given(chance=some.randoms(use_true_random=False))
     def check(chance: random.Random) -> None:
-        folder = tmp_path / str(len(messages))
-        folder.mkdir()
-        message = _refusal(SOURCES[source](chance, folder))
-        shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            message = _refusal(SOURCES[source](chance, Path(folder)))
         messages.append(message)
         assert message is None or (len(message) > 20 and "\n" not in message)
 
