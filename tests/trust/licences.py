@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "licences.md"
 INTRODUCTION = """# Licences
 
-unet_fast is under Apache-2.0. Below: what `requirements.lock` names, all that the tests, training and freezing for GPUs
-use, with the licence that the package itself states. To run an engine from C or C++ none of it is needed; from Python
-numpy, pillow, safetensors and tqdm are. nlohmann-json (MIT) and, in the Python module, pybind11 (BSD-3-Clause) are
-compiled in.
+unet_fast is under Apache-2.0. Below: what `requirements.lock` names, all that the tests, training, freezing for GPUs
+and the optional parts (large images, Dask, napari, TensorBoard) use, with the licence that the package itself states.
+To run an engine from C or C++ none of it is needed; from Python numpy, pillow, safetensors and tqdm are. nlohmann-json
+(MIT) and, in the Python module, pybind11 (BSD-3-Clause) are compiled in. PyQt6 (GPL) comes with the extra `napari`
+alone, as the window of the plugin.
 
 | package | version | licence |
 | --- | --- | --- |
