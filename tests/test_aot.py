@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from unet_fast import UNetSpec, freeze
 from unet_fast.fuse import fuse
 from unet_fast.kernels import analysis, aot, report
 from unet_fast.kernels.launch import STORAGE, Site
-from unet_fast.kernels.worker import Code, tool
+from unet_fast.kernels.worker import Code, Workers, tool
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
@@ -195,6 +199,35 @@ def test_unknown_target(target: str) -> None:
 def test_unknown_precision() -> None:
     with pytest.raises(ValueError, match="precision must be one of fp16, bf16, float32, tf32, got 'int8'"):
         aot.compile_plan({"ops": []}, {}, ["sm_90"], "int8")
+
+
+def test_two_at_once_with_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document, shapes = report.preset_plan("relunet16")
+    planned = aot._planned(document, shapes, [aot.Target.parse("sm_90")], "fp16")
+    jobs = sorted({piece.job for piece in planned}, key=aot._key)[:2]
+    together = threading.Barrier(2, timeout=60)
+
+    class Idle:
+        def compile(self, _: Any) -> Code:
+            together.wait()
+            return Code(b"code", b"text", "conv", 4, 0, 32, 0, "", "13.4")
+
+    @contextlib.contextmanager
+    def idle_workers() -> Iterator[Idle]:
+        yield Idle()
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(Workers, "open", idle_workers)
+    for number, (progress, stream, shown) in enumerate(
+        ((True, Terminal(), True), (True, io.StringIO(), False), (False, Terminal(), False))
+    ):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert set(aot._compile_all(set(jobs), 2, tmp_path / str(number), progress)) == set(jobs)
+        assert ("compiling kernels: 100%" in stream.getvalue() and "2/2" in stream.getvalue()) == shown
+        assert shown or not stream.getvalue()
 
 
 def test_failing_compiler_names_kernel_and_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
