@@ -25,13 +25,14 @@ soak: $(VENV)/test  ## The whole campaign of docs/reliability.md: about an hour;
 	$(BIN)/python -m tests.trust.figures
 
 # All that the package can use, but not the contestants of the bench.
-LOCKED := test lint parquet large dask napari tensorboard
+LOCKED := test,lint,parquet,large,dask,napari,tensorboard
+comma := ,
 
 lock: $(VENV)/test $(VENV)/lint  ## Lock versions and hashes of what is developed with; list the licences
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --no-build-isolation --editable \
-	    ".[parquet,large,dask,napari,tensorboard]" pip-tools --constraint constraints.txt
+	    ".[$(LOCKED)]" pip-tools --constraint constraints.txt
 	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --build-deps-for wheel \
-	    $(LOCKED:%=--extra %) --constraint constraints.txt --no-emit-index-url --no-emit-find-links --no-header \
+	    $(patsubst %,--extra %,$(subst $(comma), ,$(LOCKED))) --constraint constraints.txt --no-emit-index-url --no-emit-find-links --no-header \
 	    --no-annotate --output-file build/requirements.lock pyproject.toml
 	(grep '^#' requirements.lock; sed '/^#/d;/^unet-fast @/d;/^$$/d' build/requirements.lock) > build/requirements.new
 	mv build/requirements.new requirements.lock

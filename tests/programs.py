@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,13 @@ def run_bytes(*command: str | Path, timeout: float = 300, **variables: str) -> b
     said = (result.stdout + result.stderr).decode(errors="replace")
     assert result.returncode == 0, f"{' '.join(map(str, command))} gives {result.returncode}\n{said}"
     return result.stdout
+
+
+def interruptible(command: list[str], cwd: Path = ROOT) -> subprocess.Popen[str]:
+    """The command as a terminal starts it: what runs in the background of a shell inherits that SIGINT is ignored."""
+    pipe = subprocess.PIPE
+    take_signal = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=cwd, text=True, preexec_fn=take_signal)
 
 
 def tool(*names: str) -> str:

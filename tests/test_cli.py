@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.pixels import random_image
+from tests.programs import interruptible
 from unet_fast import Engine
 from unet_fast.cli import main
 from unet_fast.images import read_pages, write_image
@@ -304,14 +305,7 @@ def test_ctrl_c(images: Path, tmp_path: Path, engine_file: Files) -> None:
         (images / f"more{index}.png").write_bytes((images / "grey.png").read_bytes())
     out = tmp_path / "out"
     command = [sys.executable, "-m", "unet_fast", "segment", str(engine_file("relunet16")), str(images), "-o", str(out)]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = interruptible(command, tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (out.is_dir() and any(out.iterdir())):
         time.sleep(0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from tests.conftest import ROOT
 from tests.fake_gpu import FakeMachine
 from tests.fake_kernels import Target, with_kernels
 from tests.fuzz import build as fuzz
-from tests.programs import build_library, compile_program, run
+from tests.programs import build_library, compile_program, interruptible, run
 from tests.trust.conftest import Campaign
 
 THREADS = ROOT / "tests" / "c" / "test_threads.cpp"
@@ -108,13 +107,6 @@ except KeyboardInterrupt:
     assert np.array_equal(engine.probability(small), expected)
     print("interrupted", flush=True)
 """
-
-
-def interruptible(command: list[str]) -> subprocess.Popen[str]:
-    """The command as a terminal starts it: what runs in the background of a shell inherits that SIGINT is ignored."""
-    pipe = subprocess.PIPE
-    take_signal = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, text=True, preexec_fn=take_signal)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.21])
