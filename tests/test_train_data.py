@@ -186,6 +186,23 @@ def test_resizing_keeps_types_and_aligns_masks(dtype: type) -> None:
     assert data.resize(sample, 40, 60) is sample
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_few_files_are_drawn_whole_and_more_hold_the_fewer(seed: int) -> None:
+    blank = np.zeros((1, 1, 1), np.uint8)
+    samples = [Sample(f"{f}@{p}", f"file{f:02}", blank, blank[:, :, 0]) for f in range(40) for p in range(3)]
+    before: set[str] = set()
+    for count in (2, 7, 40):
+        drawn = data.draw(samples, count, seed)
+        sources = {sample.source for sample in drawn}
+        assert (len(sources), len(drawn)) == (count, 3 * count)
+        assert before <= sources
+        before = sources
+    assert {s.name for s in data.draw(samples, 7, seed)} != {s.name for s in data.draw(samples, 7, seed + 1)}
+    for count in (1, 41):
+        with pytest.raises(DataError, match=f"{count} image files were asked for; there are 40"):
+            data.draw(samples, count, seed)
+
+
 def test_the_split_repeats_and_keeps_patches_of_a_file_together() -> None:
     blank = np.zeros((1, 1, 1), np.uint8)
     samples = [Sample(f"{f}@{p}", f"file{f:02}", blank, blank[:, :, 0]) for f in range(40) for p in range(3)]

@@ -5,6 +5,7 @@ python -m train --images DIR --masks DIR --out cells.safetensors --resume
 python -m train --images DIR --masks DIR --out mine.safetensors --from cells.safetensors
 torchrun --nproc-per-node 4 -m train --images DIR --masks DIR --out cells.safetensors
 python -m train evaluate cells.safetensors --images DIR --masks DIR     also for an engine file, cells.unet
+python -m train learning-curve --counts 10,30,100 --images DIR --masks DIR --out cells.safetensors ...
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from train import data, report
 from train.checkpoint import adopt, load_network, resume_path, save_network
 from train.data import Sample
 from train.fit import Result, fit
+from train.learning_curve import add_options, learning_curve
 from train.model import UNet, summary
 from train.predict import Frozen, Network, calibration, evaluate
 from train.processes import joined
@@ -46,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["evaluate"]:
             return _evaluate(_evaluate_parser().parse_args(arguments[1:]))
+        if arguments[:1] == ["learning-curve"]:
+            return learning_curve(_learning_curve_parser().parse_args(arguments[1:]), _train)
         options = _train_parser().parse_args(arguments)
         with joined() as processes:
             return _train(options) if processes.rank == 0 else _train_as_helper(options)
@@ -60,7 +64,8 @@ def _train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description="Train a U-Net on folders of images and masks of the same names. "
-        "`python -m train evaluate --help` scores a trained one.",
+        "`python -m train evaluate --help` scores a trained one; `python -m train learning-curve --help` says how many "
+        "images are enough.",
     )
     add = parser.add_argument
     add("--images", action="append", default=[], metavar="DIR", help="folder of images; may be given several times")
@@ -94,6 +99,7 @@ def _train_parser() -> argparse.ArgumentParser:
     add("--tile", type=int, help="side of the patches cut from larger images (default 256)")
     add("--resize", type=int, metavar="SIDE", help="bring every image to SIDE x SIDE first")
     add("--held-out", type=float, default=0.1, help="share of the files kept for scoring (default 0.1: every tenth)")
+    add("--limit", type=int, metavar="N", help="use N files of each folder only, drawn by --seed; more hold the fewer")
     run = parser.add_argument_group("run")
     add = run.add_argument
     add("--minutes", type=float, help=f"wall time of training (default {DEFAULT_MINUTES:g} unless --steps is given)")
@@ -135,6 +141,14 @@ def _train_parser() -> argparse.ArgumentParser:
     add("--deterministic", action="store_true", help="the same bits in each run on a GPU too, if slower")
     add("--tensorboard", type=Path, metavar="DIR", help="log scores for TensorBoard (extra [tensorboard])")
     add("--resume", action="store_true", help="go on where a run with the same settings stopped")
+    return parser
+
+
+def _learning_curve_parser() -> argparse.ArgumentParser:
+    parser = _train_parser()
+    parser.prog = "python -m train learning-curve"
+    parser.description = "Train on few images, on more and on all, and plot what each scores on the test images."
+    add_options(parser)
     return parser
 
 
@@ -320,6 +334,8 @@ def _training_data(options: argparse.Namespace, spec: UNetSpec) -> tuple[list[Sa
         data.load_folder(images, masks, spec, tile=spec.tile, resize_to=options.resize)
         for images, masks in _pairs(options.images, options.masks, "--images", "--masks")
     ]
+    if options.limit is not None:
+        sets = [data.draw(samples, options.limit, options.seed) for samples in sets]
     if options.synthetic:
         sets.append(_synthetic(options.synthetic, options.seed * 10_000, spec))
     if not sets:

@@ -6,6 +6,7 @@ The steps, each its own function, in the order in which `load_folder` takes them
     load_sample    pixels and labels of each page, channels expanded or joined
     resize         optional: everything to one size
     cut_patches    tiles of one size from larger images, masks alike
+    draw           optional: few of the files
     split          every tenth source image is held out
     check          shapes, values, empty masks
 
@@ -185,6 +186,15 @@ def load_folder(
                 sample = resize(sample, resize_to, resize_to)
             samples.extend([sample] if tile is None else cut_patches(sample, tile))
     return samples
+
+
+def draw(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """The samples of `count` source files, drawn by `seed`; a larger count of the same seed holds a smaller one's."""
+    sources = sorted({sample.source for sample in samples})
+    if not 2 <= count <= len(sources):
+        raise DataError(f"{count} image files were asked for; there are {len(sources)}, and at least 2 are needed")
+    drawn = set(np.random.default_rng(seed).permutation(sources)[:count].tolist())
+    return [sample for sample in samples if sample.source in drawn]
 
 
 def split(samples: Sequence[Sample], fraction: float = 0.1) -> tuple[list[Sample], list[Sample]]:

@@ -129,6 +129,24 @@ def curves_picture(history: Sequence[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def learning_curve_picture(scores: Mapping[int, Sequence[tuple[float, float]]], path: Path) -> None:
+    """PNG of pooled and per-image IoU, a pair for each seed, against the number of images; lines join the means."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axis = figure.subplots()
+    counts = sorted(scores)
+    for place, (name, colour) in enumerate((("IoU, pooled", "#c0392b"), ("IoU per image", MUTED))):
+        axis.plot(counts, [np.mean([row[place] for row in scores[n]]) for n in counts], color=colour, label=name)
+        points = [(n, row[place]) for n in counts for row in scores[n]]
+        axis.plot(*zip(*points, strict=True), "o", color=colour, markersize=4)
+    axis.set(xlabel="images, a tenth of them held out", xscale="log", title="test score")
+    axis.set_xticks(counts, [str(n) for n in counts])
+    axis.minorticks_off()
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.2)
+    _save(figure, path)
+
+
 def calibration_picture(counts: Calibration, path: Path) -> None:
     """PNG of the share that is true against the probability given, and of how many pixels have each."""
     figure = Figure(figsize=(4, 4.6), layout="constrained")
