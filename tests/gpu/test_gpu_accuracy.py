@@ -16,7 +16,9 @@ from tests import networks
 from tests.gpu.conftest import Files, network, only
 from tests.gpu.run import Gpu
 from tests.pixels import random_image
-from unet_fast import Engine, pretrained_engine
+from unet_fast import Engine, freeze, pretrained_engine
+from unet_fast.freeze import golden_image
+from unet_fast.pretrained import pretrained_weights
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("torch")
@@ -102,28 +104,18 @@ def test_tilings_and_sizes(gpu_file: Files, name: str, tiling: Any) -> None:
         assert error(on_gpu.probability(image, **options), on_cpu.probability(image, **options)) <= 5e-3
 
 
-def agreement(images: list[Array], gpu: Gpu, tmp_path: Path) -> float:
-    """Part of the pixels of which GPU and CPU in float32 think the same, by the shipped network."""
-    from unet_fast import freeze
-    from unet_fast.pretrained import pretrained_weights
-
+def test_masks_of_synthetic_micrographs(gpu: Gpu, tmp_path: Path) -> None:
+    images = [golden_image(256, 256, 1, seed)[..., 0] for seed in range(20)]
     path = freeze(pretrained_weights(), tmp_path / "shipped.unet", targets=(gpu.target,))
     on_gpu, on_cpu = Engine(path, device="cuda"), pretrained_engine(device="cpu", precision="float32")
-    same = [np.mean(on_gpu.segment(image) == on_cpu.segment(image)) for image in images]
-    return float(np.mean(same))
+    assert np.mean([np.mean(on_gpu.segment(image) == on_cpu.segment(image)) for image in images]) >= 0.999
 
 
-def test_masks_of_synthetic_micrographs(gpu: Gpu, tmp_path: Path) -> None:
-    from unet_fast.freeze import golden_image
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "float32"])
+def test_masks_of_real_micrographs(gpu: Gpu, tmp_path: Path, shared_data: Path, precision: Any) -> None:
+    from tests import shipped  # needs torch
 
-    images = [golden_image(256, 256, 1, seed)[..., 0] for seed in range(20)]
-    assert agreement(images, gpu, tmp_path) >= 0.999
-
-
-def test_masks_of_real_micrographs(gpu: Gpu, tmp_path: Path, shared_data: Path) -> None:
-    from PIL import Image
-
-    paths = sorted((shared_data / "dsb2018" / "test" / "images").glob("*.png"))[:60]
-    images = [np.asarray(Image.open(path).convert("L")) for path in paths]
-    assert len(images) == 60
-    assert agreement(images, gpu, tmp_path) >= 0.999
+    path = freeze(pretrained_weights(), tmp_path / "shipped.unet", targets=(gpu.target,), precision=precision)
+    engine = Engine(path, device="cuda")
+    lost = {name: shipped.lost_iou(engine, shared_data, name) for name in shipped.SETS}
+    assert max(map(abs, lost.values())) <= shipped.LOSS, lost
