@@ -168,10 +168,13 @@ def test_one_command_leaves_network_figures_and_pictures(tmp_path: Path, capsys:
     assert (spec.base_width, spec.depth, spec.tile, spec.dropout) == (8, 2, 32, ())
     assert str(tmp_path) not in json.dumps(metadata)
 
-    assert main(["evaluate", str(out), *folders, "--per-image", "--panel", str(tmp_path / "p.png")]) == 0
+    asked = ["--per-image", "--thresholds", "--panel", str(tmp_path / "p.png")]
+    assert main(["evaluate", str(out), *folders, *asked]) == 0
     printed = capsys.readouterr().out
     figures = json.loads(metadata["figures"])[f"{tmp_path.name}/data"]
     assert f"{figures['iou']:.4f}" in printed
+    assert f"threshold 0.50  IoU {figures['iou']:.4f}" in printed
+    assert "each image at its own best  IoU 0." in printed
     assert (tmp_path / "p.png").exists()
 
     engine, picture = tmp_path / "cells.unet", tmp_path / "calibration.png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.metrics import Calibration, Overlap
+from train.metrics import Calibration, Overlap, Thresholds
 
 
 def test_pooled_and_per_image_by_hand() -> None:
@@ -74,3 +74,33 @@ def test_calibration_of_classes_is_of_the_likeliest() -> None:
         counts.add(np.zeros((2, 2, 1), np.float32), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="no image was added"):
         _ = Calibration().expected_error
+
+
+def test_thresholds_by_hand() -> None:
+    """Two images of four pixels: the truth is drawn tight in one and wide in the other."""
+    counts = Thresholds()
+    probability = np.array([[[0.92], [0.72], [0.42], [0.02]]], np.float32)
+    counts.add(probability, np.array([[255, 0, 0, 0]]))
+    counts.add(probability, np.array([[1, 1, 1, 0]]))
+    pooled = dict(zip(counts.values.round(2).tolist(), counts.pooled(), strict=True))
+    assert (pooled[0.05], pooled[0.4], pooled[0.9], pooled[0.95]) == (4 / 6, 4 / 6, 2 / 4, 0)
+    assert (pooled[0.45], pooled[0.5], pooled[0.7]) == (3 / 5, 3 / 5, 3 / 5)
+    best = counts.best_of_each_image()
+    assert (best["images"], best["iou"], best["iou_per_image"]) == (2, 1, 1)
+    with pytest.raises(ValueError, match="must have one class and fit"):
+        counts.add(np.zeros((2, 2, 2), np.float32), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_threshold_of_a_mask_scores_as_the_mask_does(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    counts, overlap = Thresholds(), Overlap()
+    for _ in range(5):
+        probability = random.random((9, 7, 1), np.float32)
+        truth = random.integers(0, 2, (9, 7))
+        counts.add(probability, truth)
+        overlap.add(probability[:, :, 0] >= 0.5, truth)
+    figures, best = overlap.figures(), counts.best_of_each_image()
+    assert counts.pooled()[9] == figures["iou"]
+    assert best["iou_per_image"] >= figures["iou_per_image"]
+    assert best["iou"] <= 1

@@ -29,7 +29,7 @@ from train.data import Sample
 from train.fit import Result, fit
 from train.learning_curve import add_options, learning_curve
 from train.model import UNet, summary
-from train.predict import Frozen, Network, calibration, evaluate
+from train.predict import Frozen, Network, calibration, evaluate, thresholds
 from train.processes import joined
 from train.recipe import AUGMENTATIONS, PRECISIONS, Recipe, choose_device, choose_precision
 from unet_fast.spec import UNetSpec
@@ -163,6 +163,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     add("--resize", type=int, metavar="SIDE", help="bring every image to SIDE x SIDE first")
     add("--panel", type=Path, metavar="PNG", help="write a picture of originals, truths and predictions")
     add("--calibration", type=Path, metavar="PNG", help="write a picture of how far probabilities are true")
+    add("--thresholds", action="store_true", help="print what other thresholds than 0.5 score")
     add("--tiling", default="fast", choices=("fast", "exact", "resize", "none"), help="of an engine (default fast)")
     add("--precision", default="auto", help="of an engine: auto (default), float32, bf16, fp16 or int8")
     add("--per-image", action="store_true", help="print the score of each image")
@@ -278,6 +279,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         if options.per_image:
             print("\n".join(f"{score:8.4f}  {s.name}" for s, score in zip(samples, scores, strict=True)))
     print(_table(figures))
+    if options.thresholds:
+        others = thresholds(model, everything)
+        for value, iou in zip(others.values, others.pooled(), strict=True):
+            print(f"threshold {value:.2f}  IoU {iou:.4f}")
+        best = others.best_of_each_image()
+        print(f"each image at its own best  IoU {best['iou']:.4f}  per image {best['iou_per_image']:.4f}")
     if options.panel:
         report.panel_picture(model, everything, options.panel)
     if options.calibration:

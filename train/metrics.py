@@ -110,3 +110,36 @@ class Calibration:
         if not pixels.size:
             raise ValueError("no image was added, so there is nothing to score")
         return float(np.average(np.abs(claimed - true), weights=pixels))
+
+
+class Thresholds:
+    """What other thresholds than the usual 0.5 would score: 0.05, 0.1, ... 0.95, for networks of one class.
+
+    `add` each image.  One threshold for all images is a setting that can be chosen, on images that are neither trained
+    nor reported on.  The best one for each image cannot be known without its truth: what that scores says how much of
+    the error is in where the outlines are drawn, wide or tight, rather than in what was found.
+    """
+
+    values = np.arange(1, 20) / 20
+
+    def __init__(self) -> None:
+        self._overlaps = [Overlap() for _ in self.values]
+
+    def add(self, probability: NDArray[np.float32], truth: NDArray[Any]) -> None:
+        """Count one image: probability (H, W, 1), truth (H, W), where what is not 0 is foreground."""
+        if probability.shape != (*truth.shape, 1):
+            raise ValueError(f"probability is {probability.shape}, truth {truth.shape}; it must have one class and fit")
+        for value, overlap in zip(self.values, self._overlaps, strict=True):
+            overlap.add(probability[:, :, 0] >= value, truth)
+
+    def pooled(self) -> list[float]:
+        """Pooled IoU of each of `values`."""
+        return [float(overlap.figures()["iou"]) for overlap in self._overlaps]
+
+    def best_of_each_image(self) -> dict[str, float | int]:
+        """As `Overlap.figures`, of each image at the threshold that suits it best."""
+        best = Overlap()
+        for image, which in enumerate(np.argmax([overlap.per_image_iou for overlap in self._overlaps], axis=0)):
+            best._intersections.append(self._overlaps[which]._intersections[image])
+            best._sums.append(self._overlaps[which]._sums[image])
+        return best.figures()

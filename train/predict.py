@@ -17,7 +17,7 @@ from torch import Tensor
 
 from train.augment import mirror
 from train.data import Sample
-from train.metrics import Calibration, Overlap
+from train.metrics import Calibration, Overlap, Thresholds
 from train.model import UNet, output_size
 from unet_fast.images import to_unit
 from unet_fast.spec import UNetSpec
@@ -129,6 +129,16 @@ def calibration(network: Network, samples: Iterable[Sample]) -> Calibration:
     if network.spec.output == "identity":
         raise ValueError("a regression gives values and no probabilities, so it has no calibration")
     counts = Calibration()
+    for sample in samples:
+        counts.add(probability(network, sample.pixels), sample.target)
+    return counts
+
+
+def thresholds(network: Network, samples: Iterable[Sample]) -> Thresholds:
+    """What other thresholds than 0.5 would score; for networks of one class."""
+    if network.spec.output != "sigmoid":
+        raise ValueError(f"thresholds are of networks of one class, the output of this one is {network.spec.output}")
+    counts = Thresholds()
     for sample in samples:
         counts.add(probability(network, sample.pixels), sample.target)
     return counts
