@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("unet_fast benchmarks")
     group.addoption("--quick", action="store_true", help="few rows and rounds, under two minutes; times are not judged")
     group.addoption("--threads", type=int, help="CPU threads of everyone (default: one per physical core)")
-    group.addoption(
-        "--isa",
-        choices=contestants.LIMITED,
-        help="CPU instructions that everyone is limited to; contestants that cannot be are left out",
-    )
     group.addoption("--save-baseline", metavar="NAME", help="keep this run for --against NAME")
     group.addoption(
         "--against",
@@ -53,8 +48,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if config.option.isa is not None:
-        contestants.limit(config.option.isa)
     if config.option.benchmark_json is None:
         config.option.report.mkdir(parents=True, exist_ok=True)
         config.option.benchmark_json = config.option.report / "results.json"
@@ -70,14 +63,13 @@ class Session:
     def __init__(self, config: pytest.Config, folder: Path) -> None:
         self.quick: bool = config.option.quick
         self.busy_above: float = config.option.busy
-        self.isa: str | None = config.option.isa
         self.networks = Networks(folder)
         self.threads: int = (
             config.option.threads or Engine(self.networks.tiny().engine_file("float32"), device="cpu").threads
         )
         self.ceilings = machine.ceilings(self.threads)
         self.gpu_ceilings = machine.gpu_ceilings() if torch.cuda.is_available() else {}
-        self.about = machine.description(self.isa)
+        self.about = machine.description()
         self.ratios: dict[str, list[float]] = {}
         self.notes: list[str] = []
         self.baseline = self._baseline(config.option.against)
@@ -108,8 +100,6 @@ class Session:
         if device == "cuda" and not target:
             pytest.skip("needs an NVIDIA GPU")
         keywords = {"device": device, "precision": precision, "threads": self.threads, **options}
-        if device == "cpu" and self.isa is not None:
-            keywords["cpu_isa"] = self.isa
         try:
             return Engine(network.engine_file(precision, target), **keywords)
         except UnsupportedError as reason:
@@ -187,7 +177,7 @@ class Row:
         self._benchmark.extra_info.update(
             facts,
             row=name,
-            reference=dataclasses.asdict(references),
+            reference=asdict(references),
             others_share=others.share(),
             peers={
                 peer.name: {"settings": peer.settings, "error": peer.error, "seconds": peer_seconds[peer.name]}
@@ -237,8 +227,6 @@ def peers(session: Session) -> Callable[[contestants.Case], list[contestants.Con
 
     def prepare(case: contestants.Case) -> list[contestants.Contestant]:
         names = contestants.QUICK if session.quick else list(contestants.BUILDERS)
-        if session.isa is not None:
-            case = dataclasses.replace(case, isa=session.isa)
         ready, left_out = contestants.prepare(case, names)
         session.notes += [f"without {name} in {case.precision}: {reason}" for name, reason in left_out.items()]
         return ready

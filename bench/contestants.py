@@ -23,26 +23,9 @@ import torch
 from bench.workloads import Network, relative_error
 
 #: Largest relative error of the logits against float64 with which a contestant still takes part.
-TOLERANCES = {"float32": 1e-3, "bf16": 5e-2, "fp16": 1e-2, "int8": 2e-1}
+TOLERANCES = {"float32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
 #: Calls shorter than this run twice before anything is believed of their time.
 WARM_UP_BELOW_S = 2.0
-
-
-#: What the arithmetic of contestants can be limited to: instructions -> (contestants, what they must find in the
-#: environment before their first call). Of OpenVINO the layers of oneDNN are limited, which its convolutions are.
-LIMITED = {
-    "avx2": (
-        ("PyTorch", "torch.compile", "OpenVINO", "OpenVINO int8"),
-        {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "OV_CPU_MAX_ISA": "AVX2"},
-    )
-}
-
-
-def limit(isa: str) -> None:
-    """Limit the contestants that can be in this process, which has not run any yet, to the instructions `isa`."""
-    os.environ.update(LIMITED[isa][1])
-    if (found := torch.backends.cpu.get_cpu_capability().lower()) != isa:
-        raise RuntimeError(f"PyTorch computes with {found} in spite of ATEN_CPU_CAPABILITY={isa}")
 
 
 class Absent(Exception):
@@ -58,7 +41,6 @@ class Case:
     precision: str
     threads: int
     device: str = "cpu"
-    isa: str | None = None  # the CPU instructions that everyone is limited to
 
 
 @dataclass(frozen=True)
@@ -116,7 +98,6 @@ _PRECISIONS = {
     ("ONNX Runtime", "cpu"): ("float32",),
     ("ONNX Runtime", "cuda"): ("float32",),
     ("OpenVINO", "cpu"): ("float32", "bf16"),
-    ("OpenVINO int8", "cpu"): ("int8",),
     ("ncnn", "cpu"): ("float32", "bf16"),
     ("MNN", "cpu"): ("float32",),  # its wheel computes "low_bf16" in float32
 }
@@ -126,8 +107,6 @@ def _check_device(case: Case, name: str) -> None:
     precisions = _PRECISIONS.get((name, case.device), ())
     if case.precision not in precisions:
         raise Absent(f"has no {case.precision} on {case.device} here")
-    if case.isa is not None and name not in LIMITED[case.isa][0]:
-        raise Absent(f"cannot be limited to {case.isa}")
 
 
 def _torch_eager(case: Case) -> tuple[str, Callable[[], Any]]:
@@ -182,38 +161,21 @@ def _onnxruntime(case: Case) -> tuple[str, Callable[[], Any]]:
 
 
 def _openvino(case: Case) -> tuple[str, Callable[[], Any]]:
-    hint = "f32" if case.precision == "float32" else "bf16"
-    return f"latency hint, {case.precision}, NCHW, {_place(case)}", _openvino_run(case, _onnx_file(case), hint)
-
-
-def _openvino_int8(case: Case) -> tuple[str, Callable[[], Any]]:
-    """Quantised by its own tool, on the images that ours is calibrated with."""
-    nncf, openvino = _import("nncf"), _import("openvino")
-    path = _onnx_file(case).removesuffix(".onnx") + "-int8.xml"
-    if not os.path.exists(path):
-        model = openvino.Core().read_model(_onnx_file(case))
-        batches = [case.network.pixels(case.batch).numpy()]
-        openvino.save_model(nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches)), path)
-    return f"NNCF, default preset, latency hint, NCHW, {_place(case)}", _openvino_run(case, path, "bf16")
-
-
-def _openvino_run(case: Case, path: str, hint: str) -> Callable[[], Any]:
-    """The model in the file; `hint` is the precision of what is not quantised."""
     openvino = _import("openvino")
     config = {
         "INFERENCE_NUM_THREADS": case.threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_PRECISION_HINT": "f32" if case.precision == "float32" else "bf16",
     }
-    request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
+    request = openvino.Core().compile_model(_onnx_file(case), "CPU", config).create_infer_request()
     pixels = openvino.Tensor(case.network.pixels(case.batch).numpy(), shared_memory=True)
 
     def run() -> Any:
         request.infer([pixels], share_inputs=True)
         return request.get_output_tensor(0).data
 
-    return run
+    return f"latency hint, {case.precision}, NCHW, {_place(case)}", run
 
 
 def _ncnn(case: Case) -> tuple[str, Callable[[], Any]]:
@@ -268,7 +230,6 @@ BUILDERS: dict[str, Callable[[Case], tuple[str, Callable[[], Any]]]] = {
     "torch.compile": _torch_compile,
     "ONNX Runtime": _onnxruntime,
     "OpenVINO": _openvino,
-    "OpenVINO int8": _openvino_int8,
     "ncnn": _ncnn,
     "MNN": _mnn,
 }

@@ -144,8 +144,8 @@ def native() -> Native:
     return Native()
 
 
-def description(isa: str | None = None) -> dict[str, Any]:
-    """Hardware, versions and load, as they are printed beside results; `isa` is what instructions are limited to."""
+def description() -> dict[str, Any]:
+    """Hardware, versions and load, as they are printed beside results."""
     cpu = _cpu_fields()
     flags = set(f"{cpu.get('flags', '')} {cpu.get('Features', '')}".split())
     return {
@@ -153,7 +153,7 @@ def description(isa: str | None = None) -> dict[str, Any]:
         "architecture": platform.machine(),
         "family": f"{cpu.get('cpu family', '')}.{cpu.get('model', '')}".strip("."),
         "cores": len(os.sched_getaffinity(0)),
-        "instructions": [isa] if isa else [flag for flag in _FLAGS if flag in flags],
+        "instructions": [flag for flag in _FLAGS if flag in flags],
         "caches": _caches(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": _gpu(),

@@ -227,12 +227,10 @@ def readme_table(run: Run) -> str:
         if row["batch"] == 1 and row["peers"]:
             best = min(row["peers"], key=lambda peer: float(np.median(row["peers"][peer]["seconds"])))
             network, device, precision, _ = name.split("/")
-            note = " (the other in bf16)" if precision == "int8" and best != "OpenVINO int8" else ""
             seconds = float(np.median(row["seconds"]))
             table.append(
                 [
-                    f"`{network}` {precision}, {device}{note}",
-                    +(" (the other in bf16)" if precision == "int8" and best != "OpenVINO int8" else ""),
+                    f"`{network}` {precision}, {device}" + (" (the other in bf16)" if precision == "int8" else ""),
                     duration(seconds),
                     share(row["flops"] / seconds, run.peak(row["device"], row["precision"])),
                     duration(float(np.median(row["peers"][best]["seconds"]))),
