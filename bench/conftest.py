@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("unet_fast benchmarks")
     group.addoption("--quick", action="store_true", help="few rows and rounds, under two minutes; times are not judged")
     group.addoption("--threads", type=int, help="CPU threads of everyone (default: one per physical core)")
+    group.addoption(
+        "--isa",
+        choices=["auto", *contestants.LIMITS],
+        default="auto",
+        help="the most of the CPU's instruction sets that everyone may use; who cannot be limited is left out",
+    )
     group.addoption("--save-baseline", metavar="NAME", help="keep this run for --against NAME")
     group.addoption(
         "--against",
@@ -51,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.benchmark_json is None:
         config.option.report.mkdir(parents=True, exist_ok=True)
         config.option.benchmark_json = config.option.report / "results.json"
+    os.environ.update(contestants.LIMITS.get(config.option.isa, {}))
 
 
 #: Medians need a few rounds; calls of many seconds average over the noise of the machine themselves.
@@ -63,6 +71,7 @@ class Session:
     def __init__(self, config: pytest.Config, folder: Path) -> None:
         self.quick: bool = config.option.quick
         self.busy_above: float = config.option.busy
+        self.isa: str = config.option.isa
         self.networks = Networks(folder)
         self.threads: int = (
             config.option.threads or Engine(self.networks.tiny().engine_file("float32"), device="cpu").threads
@@ -89,7 +98,8 @@ class Session:
 
     @property
     def machine_class(self) -> str:
-        return machine.machine_class(self.about, self.threads)
+        limit = "" if self.isa == "auto" else f"-{self.isa}-only"
+        return machine.machine_class(self.about, self.threads) + limit
 
     def engine(self, network: Network, precision: Precision, device: str = "cpu", **options: Any) -> Engine:
         """The network's engine, with the threads of the session unless `options` say otherwise.
@@ -99,7 +109,7 @@ class Session:
         target = machine.gpu_target() if device == "cuda" else ""
         if device == "cuda" and not target:
             pytest.skip("needs an NVIDIA GPU")
-        keywords = {"device": device, "precision": precision, "threads": self.threads, **options}
+        keywords = {"device": device, "precision": precision, "threads": self.threads, "cpu_isa": self.isa, **options}
         try:
             return Engine(network.engine_file(precision, target), **keywords)
         except UnsupportedError as reason:

@@ -23,7 +23,7 @@ import torch
 from bench.workloads import Network, relative_error
 
 #: Largest relative error of the logits against float64 with which a contestant still takes part.
-TOLERANCES = {"float32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
+TOLERANCES = {"float32": 1e-3, "bf16": 5e-2, "fp16": 1e-2, "int8": 0.2}
 #: Calls shorter than this run twice before anything is believed of their time.
 WARM_UP_BELOW_S = 2.0
 
@@ -41,6 +41,7 @@ class Case:
     precision: str
     threads: int
     device: str = "cpu"
+    isa: str = "auto"  # or the most of the CPU's instruction sets that everyone may use: "avx2"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def prepare(case: Case, names: list[str]) -> tuple[list[Contestant], dict[str, s
     for name in names:
         try:
             _check_device(case, name)
+            _check_isa(case, name)
             with _quiet():
                 settings, run = BUILDERS[name](case)
                 logits, seconds = _timed(run)
@@ -98,6 +100,7 @@ _PRECISIONS = {
     ("ONNX Runtime", "cpu"): ("float32",),
     ("ONNX Runtime", "cuda"): ("float32",),
     ("OpenVINO", "cpu"): ("float32", "bf16"),
+    ("OpenVINO, NNCF", "cpu"): ("int8",),
     ("ncnn", "cpu"): ("float32", "bf16"),
     ("MNN", "cpu"): ("float32",),  # its wheel computes "low_bf16" in float32
 }
@@ -109,6 +112,17 @@ def _check_device(case: Case, name: str) -> None:
         raise Absent(f"has no {case.precision} on {case.device} here")
 
 
+#: What keeps the libraries that can be limited to an instruction set within it; to be set before they start.
+LIMITS = {"avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}}
+#: Those that LIMITS reaches, and MNN, whose wheel has no code for more than AVX2.
+_LIMITED = ("PyTorch", "torch.compile", "OpenVINO", "OpenVINO, NNCF", "MNN")
+
+
+def _check_isa(case: Case, name: str) -> None:
+    if case.isa != "auto" and name not in _LIMITED:
+        raise Absent(f"cannot be limited to {case.isa}")
+
+
 def _torch_eager(case: Case) -> tuple[str, Callable[[], Any]]:
     model, pixels = _torch_network(case)
     return f"eager, {case.precision}, channels-last, {_place(case)}", _torch_run(model, pixels)
@@ -117,6 +131,8 @@ def _torch_eager(case: Case) -> tuple[str, Callable[[], Any]]:
 def _torch_compile(case: Case) -> tuple[str, Callable[[], Any]]:
     model, pixels = _torch_network(case)
     torch._dynamo.reset()
+    if case.isa == "avx2":
+        torch._inductor.config.cpp.simdlen = 256
     mode = "max-autotune" if case.device == "cuda" else "default"  # with CUDA graphs
     run = _torch_run(torch.compile(model, dynamic=False, mode=mode), pixels)
     run()  # compiles
@@ -134,6 +150,8 @@ def _torch_run(model: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tens
 def _torch_network(case: Case) -> tuple[torch.nn.Module, torch.Tensor]:
     if case.device == "cuda" and not torch.cuda.is_available():
         raise Absent("this PyTorch has no CUDA")
+    if case.isa != "auto" and torch.backends.cpu.get_cpu_capability() != case.isa.upper():
+        raise Absent(f"was not limited to {case.isa} before it started")
     torch.set_num_threads(case.threads)
     form: dict[str, Any] = {
         "dtype": {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[case.precision],
@@ -161,21 +179,48 @@ def _onnxruntime(case: Case) -> tuple[str, Callable[[], Any]]:
 
 
 def _openvino(case: Case) -> tuple[str, Callable[[], Any]]:
+    return f"latency hint, {case.precision}, NCHW, {_place(case)}", _openvino_run(case, _onnx_file(case))
+
+
+def _openvino_nncf(case: Case) -> tuple[str, Callable[[], Any]]:
+    """Quantised by OpenVINO's own tool on the images that ours is calibrated with."""
+    openvino, nncf = _import("openvino"), _import("nncf")
+    path = case.network.folder / f"{case.network.name}-batch{case.batch}-nncf.xml"
+    if not path.exists():
+        images = case.network.pixels(case.batch).numpy()
+        batches = case.network.pixels(len(case.network.images)).numpy() if case.batch == 1 else [images]
+        samples = [batch.reshape(images.shape) for batch in batches]
+        model = openvino.Core().read_model(_onnx_file(case))
+        quantised = nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
+        openvino.save_model(quantised, path, compress_to_fp16=False)
+    settings = f"latency hint, int8 by NNCF's default preset, the rest float32, NCHW, {_place(case)}"
+    return settings, _openvino_run(case, str(path))
+
+
+def _openvino_run(case: Case, model: str) -> Callable[[], Any]:
     openvino = _import("openvino")
     config = {
         "INFERENCE_NUM_THREADS": case.threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32" if case.precision == "float32" else "bf16",
+        "INFERENCE_PRECISION_HINT": "bf16" if case.precision == "bf16" else "f32",
     }
-    request = openvino.Core().compile_model(_onnx_file(case), "CPU", config).create_infer_request()
+    compiled = openvino.Core().compile_model(model, "CPU", config)
+    if case.isa == "avx2" and any("avx512" in kernel for kernel in _openvino_kernels(compiled)):
+        raise Absent("computes with AVX-512 in spite of ONEDNN_MAX_CPU_ISA")
+    request = compiled.create_infer_request()
     pixels = openvino.Tensor(case.network.pixels(case.batch).numpy(), shared_memory=True)
 
     def run() -> Any:
         request.infer([pixels], share_inputs=True)
         return request.get_output_tensor(0).data
 
-    return f"latency hint, {case.precision}, NCHW, {_place(case)}", run
+    return run
+
+
+def _openvino_kernels(compiled: Any) -> list[str]:
+    """Which kernel each op runs in, such as "brgconv_avx2_f32"."""
+    return [str(op.get_rt_info()["primitiveType"].astype(str)) for op in compiled.get_runtime_model().get_ops()]
 
 
 def _ncnn(case: Case) -> tuple[str, Callable[[], Any]]:
@@ -230,6 +275,7 @@ BUILDERS: dict[str, Callable[[Case], tuple[str, Callable[[], Any]]]] = {
     "torch.compile": _torch_compile,
     "ONNX Runtime": _onnxruntime,
     "OpenVINO": _openvino,
+    "OpenVINO, NNCF": _openvino_nncf,
     "ncnn": _ncnn,
     "MNN": _mnn,
 }

@@ -14,8 +14,8 @@ from unet_fast import Engine, engine_file
 from unet_fast.verify import TOLERANCES
 
 PLACES = [("cpu", "float32"), ("cpu", "bf16"), ("cpu", "int8"), ("cuda", "float32"), ("cuda", "fp16")]
-#: The others take no int8 without a network that their own tools have quantised, so there they compute in this.
-INSTEAD_OF_INT8 = "bf16"
+#: Beside our int8 stand the peers that compute in int8, and all others in the precision that a user would take instead.
+IN_TURN_WITH = {"int8": ("bf16", "int8")}
 #: Pixels at a corner of a large image that no seam of tiles has touched: they equal the network on a 256 x 256 crop.
 CORNER = 112
 
@@ -77,9 +77,11 @@ def test_segment(
     row(
         f"segment/{preset}/{device}/{precision}/batch{batch}",
         lambda: engine.segment(images, tiling="none"),
-        peers=peers(
-            Case(network, batch, INSTEAD_OF_INT8 if precision == "int8" else precision, engine.threads, device)
-        ),
+        peers=[
+            peer
+            for theirs in IN_TURN_WITH.get(precision, (precision,))
+            for peer in peers(Case(network, batch, theirs, engine.threads, device, session.isa))
+        ],
         **facts(engine, network, batch, error),
     )
 
