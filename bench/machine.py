@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-PACKAGES = ("unet_fast", "numpy", "torch", "triton", "onnxruntime", "openvino", "ncnn", "pnnx", "MNN")
+PACKAGES = ("unet_fast", "numpy", "torch", "triton", "onnxruntime", "openvino", "nncf", "ncnn", "pnnx", "MNN")
 _FLAGS = (
     "avx2",
     "fma",
