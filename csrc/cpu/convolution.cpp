@@ -290,14 +290,47 @@ Convolution prepare_convolution(const Op &op, const std::vector<int> &channels, 
     return builder.pack(pool);
 }
 
-Convolution prepare_head(const Op &op, int channels, int outputs, const KernelTable &kernels, ThreadPool &pool) {
+int64_t Head::logit_bytes(int64_t pixels) const {
+    const int64_t whole_vectors = (pixels + lanes - 1) / lanes * lanes;
+    return whole_vectors * logit_stride() * static_cast<int64_t>(sizeof(float));
+}
+
+Head prepare_head(const Op &op, int channels, int outputs, const KernelTable &kernels, ThreadPool &pool) {
+    Head head;
+    head.lanes = kernels.lanes;
+    const float *weight = values_of(op, "head_weight", static_cast<int64_t>(outputs) * channels);
+    const float *bias = values_of(op, "head_bias", outputs);
+    if (outputs == 1) { // as a convolution it would fill one lane of each vector of weights
+        const int padded = round_up(channels, kernels.lanes);
+        head.vectors = padded / kernels.lanes;
+        head.weights = AlignedMemory(static_cast<size_t>(padded) * sizeof(float));
+        std::fill(std::copy_n(weight, channels, head.weights.floats()), head.weights.floats() + padded, 0.0F);
+        head.bias = *bias;
+        return head;
+    }
     Builder builder(false, kernels, outputs);
     builder.add_source(channels, 1, true);
     builder.add_phase(0, 0);
-    const float *weight = values_of(op, "head_weight", static_cast<int64_t>(outputs) * channels);
     builder.add_tap(0, 0, 0, builder.add_weights(weight, channels, 0, 1), 0);
-    builder.result().epilogue = plain_epilogue(values_of(op, "head_bias", outputs), 1, outputs, kernels);
-    return builder.pack(pool);
+    builder.result().epilogue = plain_epilogue(bias, 1, outputs, kernels);
+    head.convolution = builder.pack(pool);
+    return head;
+}
+
+void compute_logits(const Head &head, const KernelTable &kernels, const std::byte *features, int64_t pixels,
+                    float *logits) {
+    if (head.single()) {
+        kernels.logits({reinterpret_cast<const float *>(features), head.weights.floats(), head.bias, head.vectors,
+                        pixels, logits});
+        return;
+    }
+    const Convolution &convolution = head.convolution;
+    constexpr int64_t element = sizeof(float);
+    const ConvInput input{features, 0, element * round_up(convolution.sources[0].units, kernels.lanes)};
+    for (const ChannelBlock &block : convolution.blocks) {
+        convolve_row(convolution, kernels, block, &input, 0, 1, pixels, false, reinterpret_cast<std::byte *>(logits),
+                     element * convolution.padded_channels);
+    }
 }
 
 void convolve_row(const Convolution &convolution, const KernelTable &kernels, const ChannelBlock &block,

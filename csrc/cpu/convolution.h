@@ -83,8 +83,25 @@ int required_halo(const Op &op, int input);
 Convolution prepare_convolution(const Op &op, const std::vector<int> &channels, bool bf16, const KernelTable &kernels,
                                 ThreadPool &pool);
 
-// The 1x1 convolution of a head, from its `channels` to the `outputs` of the network, in float32.
-Convolution prepare_head(const Op &op, int channels, int outputs, const KernelTable &kernels, ThreadPool &pool);
+// What stands behind the convolution of a head: 1x1, in float32.
+struct Head {
+    int lanes = 0;
+    int vectors = 0;         // of features
+    AlignedMemory weights;   // of a single output: [vectors][lanes]
+    float bias = 0.0F;       // likewise
+    Convolution convolution; // to several outputs
+
+    bool single() const { return vectors > 0; }
+    int64_t logit_stride() const { return single() ? 1 : convolution.padded_channels; } // floats from pixel to pixel
+    int64_t logit_bytes(int64_t pixels) const;                                          // to be aligned to a vector
+};
+
+// The head of `op`, from its `channels` to the `outputs` of the network.
+Head prepare_head(const Op &op, int channels, int outputs, const KernelTable &kernels, ThreadPool &pool);
+
+// The logits of `pixels` of features in float32, whose channels are padded to whole vectors.
+void compute_logits(const Head &head, const KernelTable &kernels, const std::byte *features, int64_t pixels,
+                    float *logits);
 
 // Where a row of a convolution reads.
 struct ConvInput {

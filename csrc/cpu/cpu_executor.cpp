@@ -37,7 +37,7 @@ struct PreparedOp {
     const Op *op = nullptr;                    // of the plan
     std::vector<WinogradConvolution> winograd; // one after the other; where there is none, `convolution`
     Convolution convolution;
-    Convolution head;                   // the 1x1 behind the convolution of a head
+    Head head;                          // behind the convolution of a head
     RowFunction row_function = nullptr; // for the plain ops
 };
 
@@ -306,8 +306,8 @@ class CpuContext final : public Context {
         if (!prepared.winograd.empty())
             return static_cast<size_t>(winograd_scratch(prepared, schedules_of(prepared)).bytes);
         if (op.kind == OpKind::head)
-            return static_cast<size_t>(row_of(prepared, prepared.convolution).row_stride +
-                                       row_of(prepared, prepared.head).row_stride);
+            return static_cast<size_t>(feature_row(prepared).row_stride +
+                                       prepared.head.logit_bytes(convolved_size(op)[1]));
         if (op.kind == OpKind::output) {
             const Activations &from = buffers_[op.inputs[0]];
             return sizeof(float) * static_cast<size_t>(from.width) * static_cast<size_t>(from.padded_channels);
@@ -319,12 +319,12 @@ class CpuContext final : public Context {
         return 0;
     }
 
-    // One row of what a head convolves to, or of the logits behind it.
-    Activations row_of(const PreparedOp &prepared, const Convolution &convolution) const {
+    // One row of what a head convolves to.
+    Activations feature_row(const PreparedOp &prepared) const {
         Activations row;
         row.height = 1;
         row.width = convolved_size(*prepared.op)[1];
-        row.padded_channels = convolution.padded_channels;
+        row.padded_channels = prepared.convolution.padded_channels;
         row.lay_out();
         return row;
     }
@@ -433,35 +433,32 @@ class CpuContext final : public Context {
     void head(const PreparedOp &prepared, const Pass &pass) {
         const KernelTable &kernels = *program_->kernels;
         const Activations &from = buffers_[prepared.op->inputs[0]];
-        const Activations features = row_of(prepared, prepared.convolution);
+        const Activations features = feature_row(prepared);
         const auto [height, width] = convolved_size(*prepared.op);
 
-        program_->pool->run(
-            static_cast<int64_t>(pass.count) * height, [&, height = height, width = width](int64_t task, int worker) {
-                const int64_t image = task / height, y = task % height;
-                std::byte *feature_row = scratch_of(worker);
-                const ConvInput input = input_of(from, image);
-                for (const ChannelBlock &block : prepared.convolution.blocks) {
-                    convolve_row(prepared.convolution, kernels, block, &input, y, height, width, false, feature_row,
-                                 features.pixel_stride);
-                }
-                head_row(prepared, pass, image, y, 0, width, feature_row, feature_row + features.row_stride);
-            });
+        program_->pool->run(static_cast<int64_t>(pass.count) * height,
+                            [&, height = height, width = width](int64_t task, int worker) {
+                                const int64_t image = task / height, y = task % height;
+                                std::byte *row = scratch_of(worker);
+                                const ConvInput input = input_of(from, image);
+                                for (const ChannelBlock &block : prepared.convolution.blocks) {
+                                    convolve_row(prepared.convolution, kernels, block, &input, y, height, width, false,
+                                                 row, features.pixel_stride);
+                                }
+                                head_row(prepared, pass, image, y, 0, width, row, row + features.row_stride);
+                            });
     }
 
     // The result from pixel (y, x) on, from a row of `features`, with memory for the logits behind them.
     void head_row(const PreparedOp &prepared, const Pass &pass, int64_t image, int64_t y, int64_t x, int64_t width,
-                  const std::byte *features, std::byte *logits) const {
-        const Convolution &head = prepared.head;
-        const int64_t element = sizeof(float), logit_stride = element * head.padded_channels;
-        const ConvInput input{features, 0, element * round_up(head.sources[0].units, program_->kernels->lanes)};
-        for (const ChannelBlock &block : head.blocks)
-            convolve_row(head, *program_->kernels, block, &input, 0, 1, width, false, logits, logit_stride);
+                  const std::byte *features, std::byte *memory) const {
+        auto *logits = reinterpret_cast<float *>(memory);
+        compute_logits(prepared.head, *program_->kernels, features, width, logits);
         OutputView output = pass.outputs[image];
         const int channels = program_->plan->output_channels;
-        output.data += x * (output.type == ResultType::mask ? 1 : element * channels);
-        write_result_row(program_->plan->output_kind, channels, pass.logit_threshold,
-                         reinterpret_cast<const float *>(logits), head.padded_channels, width, output, y);
+        output.data += x * (output.type == ResultType::mask ? 1 : static_cast<int64_t>(sizeof(float)) * channels);
+        write_result_row(program_->plan->output_kind, channels, pass.logit_threshold, logits,
+                         prepared.head.logit_stride(), width, output, y);
     }
 
     void output(const PreparedOp &prepared, const Pass &pass) {
@@ -501,7 +498,7 @@ class CpuContext final : public Context {
             constexpr int64_t element = sizeof(float);
             const int64_t tile = prepared.winograd[0].tile, row = schedules[0].range * tile;
             result.logits += row * tile * prepared.winograd[0].padded_channels * element;
-            result.bytes = result.logits + row * prepared.head.padded_channels * element;
+            result.bytes = result.logits + prepared.head.logit_bytes(row);
         }
         return result;
     }

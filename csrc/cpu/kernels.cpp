@@ -103,6 +103,38 @@ template <class Number> void pool_row(const PoolRow &row) {
     }
 }
 
+// Lane i: the sum of the lanes of vector i, of as many vectors as there are lanes.
+template <int count> inline Vector sum_lanes(const Vector (&vectors)[count]) {
+    if constexpr (count == 1) {
+        return vectors[0];
+    } else {
+        Vector halves[count / 2];
+#pragma GCC unroll 8
+        for (int i = 0; i < count / 2; ++i) {
+            const Vector low = vectors[2 * i], high = vectors[2 * i + 1];
+            halves[i] = __builtin_shufflevector(low, high, UF_EVEN) + __builtin_shufflevector(low, high, UF_ODD);
+        }
+        return sum_lanes(halves);
+    }
+}
+
+void logit_row(const LogitRow &row) {
+    const auto *weights = reinterpret_cast<const Vector *>(row.weights);
+    const auto *features = reinterpret_cast<const Vector *>(row.features);
+    for (int64_t first = 0; first < row.pixels; first += lane_count) {
+        Vector sum[lane_count];
+#pragma GCC unroll 16
+        for (int i = 0; i < lane_count; ++i) {
+            const int64_t pixel = first + i < row.pixels ? first + i : row.pixels - 1;
+            const Vector *from = features + pixel * row.vectors;
+            sum[i] = from[0] * weights[0];
+            for (int vector = 1; vector < row.vectors; ++vector)
+                sum[i] += from[vector] * weights[vector];
+        }
+        *reinterpret_cast<Vector *>(row.logits + first) = sum_lanes(sum) + row.bias;
+    }
+}
+
 const KernelTable table = {
     UF_STRING(UF_ISA),
     lane_count,
@@ -117,6 +149,7 @@ const KernelTable table = {
     pool_row<Float32>,
     nullptr,
 #endif
+    logit_row,
     &UF_JOIN(winograd_kernels_, UF_ISA),
 };
 

@@ -47,6 +47,17 @@ struct PoolRow {
     int vectors;
 };
 
+// logits[pixel] = bias + sum over channels of features[pixel][channel] * weights[channel]; the order of the sum is the
+// same for each pixel.
+struct LogitRow {
+    const float *features; // [pixels][vectors][lanes], aligned to a vector
+    const float *weights;  // [vectors][lanes], aligned to a vector
+    float bias;
+    int vectors;
+    int64_t pixels;
+    float *logits; // aligned to a vector, and written in whole vectors
+};
+
 // Winograd's minimal filtering, F(m x m, 3 x 3) with m = `tile` 2 or 4.  The output falls into tiles of m x m pixels,
 // the input behind each of them is a window of (m + 2) x (m + 2).  A window is transformed to as many *positions*,
 // which are numbered row by row; at each, a product of matrices over the input channels takes the place of the
@@ -59,6 +70,7 @@ struct WinogradInput {
     int64_t row_stride, pixel_stride; // bytes
     int64_t rows, columns;            // of pixels from that one on that exist; beyond them are zeros
     bool input_is_bf16;               // else float32
+    bool prefetches;                  // what lies beyond the second cache
     int64_t tiles;
     int vectors;
     void *output; // channel 0 of the first tile's position 0
@@ -131,6 +143,7 @@ struct KernelTable {
     void (*conv_bf16)(const ConvRow &row); // null: this instruction set has no bf16 product
     void (*pool_float32)(const PoolRow &row);
     void (*pool_bf16)(const PoolRow &row); // null where conv_bf16 is
+    void (*logits)(const LogitRow &row);
     const WinogradKernels *winograd;
 };
 

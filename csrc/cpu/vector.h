@@ -4,6 +4,7 @@
 
 #include "isa_name.h"
 #include "kernels.h"
+#include "lane_orders.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>

@@ -332,6 +332,7 @@ void transform_windows(const WinogradConvolution &convolution, const KernelTable
         row.rows = from.height + from.halo - y;
         row.columns = from.width + from.halo - x;
         row.input_is_bf16 = from.bf16;
+        row.prefetches = source.input > 0; // a skip connection, which was written long before
         row.tiles = run.tiles;
         row.vectors = source.channels / convolution.lanes;
         row.output_is_bf16 = convolution.bf16_products;
