@@ -303,6 +303,8 @@ class CpuContext final : public Context {
     // Per worker.
     size_t scratch_bytes(const PreparedOp &prepared) const {
         const Op &op = *prepared.op;
+        if (Int8Program::runs(op))
+            return 0; // it has its own
         if (!prepared.winograd.empty())
             return static_cast<size_t>(winograd_scratch(prepared, schedules_of(prepared)).bytes);
         if (op.kind == OpKind::head)
