@@ -160,13 +160,12 @@ template <class Struct> void give(void *to, size_t size, Struct value) {
     std::memcpy(to, &value, std::min(size, sizeof value));
 }
 
-uf_engine *open_engine(const std::byte *data, size_t size, const std::shared_ptr<const void> &owner,
-                       const uf_options *options) {
+// `read`: gives the plan, with GPU code or without.
+template <class Read> uf_engine *open_engine(const uf_options *options, const Read &read) {
     const uf::EngineOptions checked_options = engine_options(options);
     auto engine = std::make_unique<uf_engine>();
     const bool with_gpu_code = checked_options.device.rfind("cpu", 0) != 0 && !checked_options.refuse_embedded_code;
-    engine->content =
-        std::make_shared<uf::Engine>(uf::read_engine_file(data, size, with_gpu_code, owner), checked_options);
+    engine->content = std::make_shared<uf::Engine>(read(with_gpu_code), checked_options);
     return engine.release();
 }
 
@@ -212,9 +211,10 @@ uf_status uf_engine_open(const char *path, const uf_options *options, uf_engine 
         require(engine, "engine");
         *engine = nullptr;
         require(path, "path");
-        auto file = std::make_shared<const uf::FileBytes>(uf::read_file(path));
+        auto file = std::make_shared<uf::FileBytes>(uf::read_file(path));
         try {
-            *engine = open_engine(file->data(), file->size, file, options);
+            *engine =
+                open_engine(options, [&](bool with_gpu_code) { return uf::consume_engine_file(file, with_gpu_code); });
         } catch (const uf::Error &error) {
             const bool about_file = error.status() == UF_ERR_BAD_FILE || error.status() == UF_ERR_VERSION;
             throw uf::Error(error.status(), about_file ? uf::message(path, ": ", error.what()) : error.what());
@@ -227,7 +227,9 @@ uf_status uf_engine_open_memory(const void *data, size_t size_bytes, const uf_op
         require(engine, "engine");
         *engine = nullptr;
         require(data, "data");
-        *engine = open_engine(static_cast<const std::byte *>(data), size_bytes, nullptr, options);
+        *engine = open_engine(options, [&](bool with_gpu_code) {
+            return uf::read_engine_file(static_cast<const std::byte *>(data), size_bytes, with_gpu_code);
+        });
     });
 }
 

@@ -95,9 +95,9 @@ size_t first_not_finite(const float *values, size_t size) {
 
 class Container {
   public:
-    Container(const std::byte *data, size_t size, std::shared_ptr<const void> owner)
-        : file_(data), size_(size), owner_(std::move(owner)), header_bytes_(header_length(data, size)),
-          data_(data + 8 + header_bytes_),
+    Container(const std::byte *data, size_t size, std::shared_ptr<const void> owner, bool is_consumed)
+        : file_(data), size_(size), owner_(std::move(owner)), is_consumed_(is_consumed),
+          header_bytes_(header_length(data, size)), data_(data + 8 + header_bytes_),
           header_({reinterpret_cast<const char *>(data) + 8, static_cast<size_t>(header_bytes_)}, "the header") {
         const uint64_t data_bytes = size - 8 - header_bytes_;
         const nlohmann::json &header = header_.root();
@@ -176,8 +176,16 @@ class Container {
   private:
     // Where they lie, if they are kept and aligned there; else copied.
     Floats floats(const std::byte *from, size_t size) const {
-        if (owner_ != nullptr && reinterpret_cast<uintptr_t>(from) % alignof(float) == 0)
-            return {reinterpret_cast<const float *>(from), size, owner_};
+        if (owner_ != nullptr && reinterpret_cast<uintptr_t>(from) % alignof(float) == 0) {
+            const auto *first = reinterpret_cast<const float *>(from);
+            if (!is_consumed_)
+                return {std::shared_ptr<const float>(owner_, first), size};
+            // No other tensor holds it: names of ops differ, and so do those of an op's tensors.
+            const auto give_back = [owner = owner_, bytes = size * sizeof(float)](const float *values) {
+                give_back_pages(reinterpret_cast<std::byte *>(const_cast<float *>(values)), bytes);
+            };
+            return {std::shared_ptr<const float>(first, give_back), size};
+        }
         std::vector<float> copy(size);
         std::memcpy(copy.data(), from, size * sizeof(float));
         return copy;
@@ -266,6 +274,7 @@ class Container {
     const std::byte *const file_;
     const size_t size_;
     const std::shared_ptr<const void> owner_;
+    const bool is_consumed_;
     const uint64_t header_bytes_;
     const std::byte *const data_; // of the tensors
     const JsonDocument header_;
@@ -463,11 +472,7 @@ class DocumentReader {
     std::set<std::string> op_names_;
 };
 
-} // namespace
-
-std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code,
-                                       const std::shared_ptr<const void> &owner) {
-    const Container container(data, size, owner);
+std::shared_ptr<Plan> read_plan(const Container &container, bool with_gpu_code) {
     const JsonDocument parsed(container.document(), "the plan");
     const nlohmann::json &document = parsed.root();
     auto plan = std::make_shared<Plan>(DocumentReader(container, document).read());
@@ -478,6 +483,17 @@ std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool 
         plan->kernels = cuda::read_kernel_table({document["kernels"], "kernels"}, *plan,
                                                 [&](const std::string &name) { return container.bytes(name); });
     return plan;
+}
+
+} // namespace
+
+std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code,
+                                       const std::shared_ptr<const void> &owner) {
+    return read_plan({data, size, owner, false}, with_gpu_code);
+}
+
+std::shared_ptr<Plan> consume_engine_file(const std::shared_ptr<FileBytes> &file, bool with_gpu_code) {
+    return read_plan({file->data(), file->size, file, true}, with_gpu_code);
 }
 
 FileBytes read_file(const std::string &path) {

@@ -25,4 +25,8 @@ FileBytes read_file(const std::string &path);
 std::shared_ptr<Plan> read_engine_file(const std::byte *data, size_t size, bool with_gpu_code = false,
                                        const std::shared_ptr<const void> &owner = nullptr);
 
+// The same of a file that nobody else reads: the memory of a tensor goes back to the system with the last copy of it,
+// so that an executor that packs weights one by one never has all of them twice.
+std::shared_ptr<Plan> consume_engine_file(const std::shared_ptr<FileBytes> &file, bool with_gpu_code = false);
+
 } // namespace uf

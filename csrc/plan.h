@@ -65,8 +65,7 @@ class Floats {
         auto owner = std::make_shared<const std::vector<float>>(std::move(values));
         first_ = std::shared_ptr<const float>(owner, owner->data());
     }
-    Floats(const float *first, size_t size, const std::shared_ptr<const void> &owner)
-        : first_(owner, first), size_(size) {}
+    Floats(std::shared_ptr<const float> first, size_t size) : first_(std::move(first)), size_(size) {}
 
     const float *data() const { return first_.get(); }
     const float *begin() const { return data(); }

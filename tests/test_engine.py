@@ -23,8 +23,11 @@ import pytest
 from PIL import Image
 
 import unet_fast
+from tests.networks import random_weights
 from tests.pixels import random_image
-from unet_fast import DeviceError, Engine, EngineFileError, UnsupportedError
+from unet_fast import DeviceError, Engine, EngineFileError, UnsupportedError, freeze
+from unet_fast.graph import from_spec
+from unet_fast.spec import UNetSpec
 
 Files = Callable[..., Path]
 CPU = {"device": "cpu", "precision": "float32"}
@@ -561,6 +564,30 @@ def test_no_leak(grey: Engine, engine_file: Files) -> None:
     before = resident_bytes()
     work(60)
     assert resident_bytes() - before < 8e6
+
+
+OPEN = """
+import sys
+from unet_fast import Engine
+
+def kilobytes(row):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(row))
+
+before = kilobytes("VmRSS")
+engine = Engine(sys.argv[1], device="cpu", precision="float32", threads=1)
+print(kilobytes("VmHWM") - max(before, kilobytes("VmRSS")))
+"""
+
+
+def test_opening_a_file_does_not_hold_the_weights_twice(tmp_path: Path) -> None:
+    path = tmp_path / "wide.unet"
+    spec = UNetSpec(base_width=64, depth=3, tile=32)
+    freeze(from_spec(spec, random_weights(spec, seed=1)), path)
+    result = subprocess.run([sys.executable, "-c", OPEN, path], capture_output=True, text=True, check=True)
+    assert int(result.stdout) * 1024 < path.stat().st_size / 2
+    image = random_image((64, 96))
+    from_path, from_bytes = (Engine(data, **CPU) for data in (path, path.read_bytes()))
+    assert np.array_equal(from_path.probability(image), from_bytes.probability(image))
 
 
 def test_pretrained_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 #include "aligned_memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 
@@ -26,5 +28,12 @@ AlignedMemory::AlignedMemory(size_t bytes) {
 }
 
 void AlignedMemory::Free::operator()(std::byte *data) const { std::free(data); }
+
+void give_back_pages(std::byte *data, size_t bytes) {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE)), first = reinterpret_cast<uintptr_t>(data);
+    const uintptr_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
+    if (begin < end)
+        madvise(data + (begin - first), end - begin, MADV_DONTNEED);
+}
 
 } // namespace uf

@@ -23,4 +23,7 @@ class AlignedMemory {
     std::unique_ptr<std::byte, Free> data_;
 };
 
+// Gives the whole pages among these bytes back to the system, which are lost; they read as zeros from then on.
+void give_back_pages(std::byte *data, size_t bytes);
+
 } // namespace uf

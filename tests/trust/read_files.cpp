@@ -15,9 +15,10 @@ namespace {
 
 uf_status status_of(const std::string &path, bool with_gpu_code) {
     try {
-        const auto file = std::make_shared<const uf::FileBytes>(uf::read_file(path));
+        const auto file = std::make_shared<uf::FileBytes>(uf::read_file(path));
         (void)uf::read_engine_file(file->data(), file->size, with_gpu_code);       // copies
         (void)uf::read_engine_file(file->data(), file->size, with_gpu_code, file); // where they lie
+        (void)uf::consume_engine_file(file, with_gpu_code);
         return UF_OK;
     } catch (const uf::Error &error) {
         return error.status();
