@@ -288,7 +288,7 @@ WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images
     result.tiles = images * result.tile_rows * result.tile_columns;
 
     // Bytes of a task's positions that a core's second cache holds beside weights.
-    constexpr int64_t own_bytes = 640 << 10, product_limit = 288 << 10, shared_bytes = 8 << 20;
+    constexpr int64_t own_bytes = 640 << 10, product_limit = 304 << 10, shared_bytes = 8 << 20;
     const int64_t per_tile = transformed_bytes(convolution, 64) / 64,
                   product_per_tile = product_bytes(convolution, 64) / 64;
     result.band_rows = images * result.tile_rows;
@@ -365,6 +365,8 @@ void multiply(const WinogradConvolution &convolution, const KernelTable &kernels
     product.output = reinterpret_cast<float *>(to.data);
     product.output_position_stride = to.position_stride;
     product.output_tile_stride = to.tile_stride;
+    product.next = nullptr;
+    product.next_bytes = 0;
     if (convolution.transforms_late) {
         product.weights = late_weights;
         product.weight_position_stride = late_position_stride(convolution);
@@ -375,6 +377,9 @@ void multiply(const WinogradConvolution &convolution, const KernelTable &kernels
                                        reinterpret_cast<const float *>(taps), product.units, block.vectors,
                                        reinterpret_cast<float *>(late_weights), product.weight_position_stride});
             product.input = from.data + unit * static_cast<int64_t>(sizeof(float));
+            // The taps of the next units, phase or block follow.
+            product.next_bytes = product.units * taps_of(phase) * block.vectors * vector_bytes;
+            product.next = reinterpret_cast<const char *>(taps) + product.next_bytes;
             kernels.winograd->product_float32(product);
             product.adds = true;
         }

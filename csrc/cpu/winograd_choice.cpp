@@ -32,7 +32,8 @@ struct Cycles {
     // Per tile and vector of channels, both transforms together.
     static double input_transform(int tile) { return tile == 2 ? 45.0 : 125.0; }
     static double output_transform(int tile) { return tile == 2 ? 40.0 : 110.0; }
-    // Per unit and vector of channels whose weights are transformed late, by position.
+    // Per unit and vector of channels whose weights are transformed late, by position; they come from memory while the
+    // products before them run.
     static double late_transform(int positions) { return 12.0 * positions; }
     // Tiles for which that is done once: see `schedule`.
     static constexpr double late_range = 64.0;
@@ -63,10 +64,12 @@ void add_winograd(Option &option, const WinogradForm &form, const Shape &shape, 
     const double stored = form.transforms_late ? (shape.phases == 1 ? 9.0 : 4.0) * pairs : weights;
     const double bytes = stored * (form.bf16_products ? 2.0 : 4.0);
     option.forms.push_back(form);
-    option.cycles += cycles.products(weights * tiles, form.bf16_products) + cycles.weights(bytes);
+    option.cycles += cycles.products(weights * tiles, form.bf16_products);
     if (form.transforms_late) {
         option.cycles +=
             std::ceil(tiles / Cycles::late_range) * pairs / cycles.lanes * Cycles::late_transform(side * side);
+    } else {
+        option.cycles += cycles.weights(bytes);
     }
     option.cycles += tiles * shape.inputs / cycles.lanes * Cycles::input_transform(form.tile);
     option.cycles += tiles * shape.phases * shape.outputs / cycles.lanes * Cycles::output_transform(form.tile);
