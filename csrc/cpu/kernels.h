@@ -91,8 +91,9 @@ struct WinogradProduct {
     bool adds;                                          // to what the output holds
     float *output;                                      // [position][tile][vectors][lanes]
     int64_t output_position_stride, output_tile_stride; // bytes
-    const char *next;                                   // what is read after this product, from main memory,
-    int64_t next_bytes;                                 // is brought to the second cache meanwhile
+    // What is read after this product, from main memory: it is brought to the second cache meanwhile.
+    const char *next;
+    int64_t next_bytes;
 };
 
 // Positions -> output pixels, for a row of tiles.
