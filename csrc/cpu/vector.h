@@ -75,14 +75,20 @@ struct Bf16 {
 template <int P, int Q> inline void activate(Vector (&sum)[P][Q], KernelActivation activation, float slope) {
     if (activation == KernelActivation::none)
         return;
-    const bool relu = activation == KernelActivation::relu;
+    if (activation == KernelActivation::relu) {
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q)
+                sum[p][q] = sum[p][q] < 0.0F ? Vector{} : sum[p][q];
+        }
+        return;
+    }
 #pragma GCC unroll 32
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q) {
-            const Vector negative = relu ? Vector{} : sum[p][q] * slope;
-            sum[p][q] = sum[p][q] < 0.0F ? negative : sum[p][q];
-        }
+        for (int q = 0; q < Q; ++q)
+            sum[p][q] = sum[p][q] < 0.0F ? sum[p][q] * slope : sum[p][q];
     }
 }
 

@@ -233,8 +233,9 @@ template <class Number, int Q> void multiply_of(const WinogradProduct &product) 
 
 template <class Number> void multiply(const WinogradProduct &product) { multiply_of<Number, widest>(product); }
 
-// One tile, one vector of channels; `bias` of that vector.  Positions in the skipped row and column are zero.
-template <class Number, int m, int skipped_row, int skipped_column>
+// One tile, one vector of channels.  Positions in the skipped row and column are zero.  `inner`: all pixels of the tile
+// exist and have the same bias.
+template <class Number, int m, int skipped_row, int skipped_column, bool inner>
 void finish_tile(const WinogradOutput &row, int64_t tile, int64_t vector) {
     constexpr int n = m + 2;
     const char *input = reinterpret_cast<const char *>(row.input) + tile * row.tile_stride + vector * sizeof(Vector);
@@ -260,30 +261,55 @@ void finish_tile(const WinogradOutput &row, int64_t tile, int64_t vector) {
             column[u] = transformed[u][x];
         Vector results[m];
         Filtering<m>::output(column, results);
-        if (x >= columns)
+        if (!inner && x >= columns)
             break;
-        const bool first = row.first_column && tile == 0 && x == 0, last = x == columns - 1;
+        const bool first = !inner && row.first_column && tile == 0 && x == 0, last = !inner && x == columns - 1;
         const int64_t bias = (first ? 0 : last ? 2 : 1) * row.bias_stride + vector * lane_count;
         char *to = output + x * row.pixel_stride;
 #pragma GCC unroll 4
         for (int y = 0; y < m; ++y) {
-            pixels[y][0] = results[y] + Float32::load(row.bias[y] + bias);
-            if (row.adds && y < row.rows)
+            pixels[y][0] = results[y] + Float32::load(row.bias[inner ? 0 : y] + bias);
+            if (row.adds && (inner || y < row.rows))
                 pixels[y][0] += Number::load(to + y * row.row_stride);
         }
         activate(pixels, row.activation, row.slope);
 #pragma GCC unroll 4
         for (int y = 0; y < m; ++y) {
-            if (y < row.rows)
+            if (inner || y < row.rows)
                 Number::store(to + y * row.row_stride, pixels[y][0]);
         }
     }
 }
 
+// The pixels of a tile further on, which the tensor's last readers and writers left beyond the second cache.
+template <int m> inline void prefetch_pixels(const WinogradOutput &row, int64_t tile) {
+    constexpr int64_t distance = 2; // tiles
+    if (tile + distance >= row.tiles)
+        return;
+    const char *pixel = static_cast<const char *>(row.output) + (tile + distance) * m * row.pixel_stride;
+#pragma GCC unroll 4
+    for (int x = 0; x < m; ++x, pixel += row.pixel_stride) {
+#pragma GCC unroll 4
+        for (int y = 0; y < m; ++y)
+            __builtin_prefetch(pixel + y * row.row_stride, 1);
+    }
+}
+
 template <class Number, int m, int skipped_row, int skipped_column> void finish_tiles(const WinogradOutput &row) {
+    bool whole_rows = row.rows >= m;
+    for (int y = 1; y < m; ++y)
+        whole_rows = whole_rows && row.bias[y] == row.bias[0];
     for (int64_t tile = 0; tile < row.tiles; ++tile) {
-        for (int vector = 0; vector < row.vectors; ++vector)
-            finish_tile<Number, m, skipped_row, skipped_column>(row, tile, vector);
+        const int64_t columns = row.columns - tile * m;
+        const bool same_bias = row.bias_stride == 0 || ((tile > 0 || !row.first_column) && columns > m);
+        const bool inner = whole_rows && columns >= m && same_bias;
+        prefetch_pixels<m>(row, tile);
+        for (int vector = 0; vector < row.vectors; ++vector) {
+            if (inner)
+                finish_tile<Number, m, skipped_row, skipped_column, true>(row, tile, vector);
+            else
+                finish_tile<Number, m, skipped_row, skipped_column, false>(row, tile, vector);
+        }
     }
 }
 
