@@ -235,12 +235,12 @@ class Passes:
     """Passes on streams of callers: the contexts that they run in, and the arrays that they still use."""
 
     def __init__(self, engine: _native.Engine, ordinal: int) -> None:
-        self._engine = engine
-        self.device = _native.Device(ordinal)
-        self._lock = threading.Lock()
         # A context on a stream of its own: passes of one context follow each other.
         self._idle: dict[tuple[int, ...], list[_native.Context]] = {}
         self._running: deque[tuple[_native.Event, tuple[View, View]]] = deque()
+        self._lock = threading.Lock()
+        self._engine = engine
+        self.device = _native.Device(ordinal)
 
     def run(self, image: View, out: View, stream: int, *, max_value: float, threshold: float) -> _native.Event:
         """Puts passes over (N, H, W, C) on the stream; returns their end.  Both arrays are kept until then."""

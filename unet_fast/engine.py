@@ -348,9 +348,10 @@ class Engine:
                 f'image is in GPU memory, device="{ALL_GPUS}" is for images in host memory; open an engine on its GPU'
             )
         ordinal = int(self.info.device.removeprefix("cuda:"))
-        if self._passes is None:
-            self._passes = Passes(self._native, ordinal)
-        device = self._passes.device
+        passes = self._passes
+        if passes is None:
+            passes = self._passes = Passes(self._native, ordinal)
+        device = passes.device
         order = LEGACY_STREAM if stream is None else stream
         source = view_of(image, "image", ordinal, device, order)
         check_dtype(_dtype_named(source.dtype))
@@ -367,7 +368,7 @@ class Engine:
         if not was_batch:
             target = target.indexed((None, *[slice(None)] * len(shape)))
         if stream is not None and self._is_one_pass(batch, options):
-            end = self._passes.run(batch, target, stream, max_value=white, threshold=threshold)
+            end = passes.run(batch, target, stream, max_value=white, threshold=threshold)
             if isinstance(result, CudaArray):
                 result.comes_after(end)
             return result
@@ -436,6 +437,7 @@ class Engine:
         try:
             self._native.tune(path=path, **_pass_shape(batch, height, width))
         finally:
+            self._passes = None  # whose contexts have the kernels of before
             self._refresh()
         return Tuning.read(self.info.tuning_file)
 
