@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _native
+from .arrays import check_result
 
 _DLPACK_CUDA, _DLPACK_CUDA_MANAGED = 2, 13
 #: The legacy default stream, as streams are numbered in both protocols.  0 means it too, where a caller says it.
@@ -143,6 +144,37 @@ def _from_interface(array: Any, name: str, device: _native.Device, stream: int) 
         raise TypeError(f"{name} has a __cuda_array_interface__ with a mask, stream 0 or strides of another rank")
     if producer is not None and producer != stream:
         device.record(producer).hold(stream)
+    return view
+
+
+def check_strides(name: str, view: View) -> None:
+    """What the runtime cannot read in place on a GPU: there it copies nothing."""
+    strides = [stride for size, stride in zip(view.shape, view.strides, strict=True) if size > 1]
+    if 0 in strides or any(number % view.item_bytes for number in (view.address, *strides)):
+        raise ValueError(
+            f"{name} in GPU memory must be aligned and have no repeated axis, its strides are {view.strides} bytes; "
+            "make a contiguous copy"
+        )
+
+
+def view_of_out(
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    class_axes: int,
+    image: View,
+    ordinal: int,
+    device: _native.Device,
+    stream: int,
+) -> View:
+    if not is_cuda_array(out):
+        raise TypeError(f"out must be an array in GPU memory, as image is, got {type(out).__name__}")
+    view = view_of(out, "out", ordinal, device, stream)
+    check_result(view.dtype, view.shape, view.strides, view.read_only, shape, dtype, class_axes)
+    check_strides("out", view)
+    (first, end), (image_first, image_end) = view.span(), image.span()
+    if first < image_end and image_first < end:
+        raise ValueError("out shares memory with image; the result is written while the image is still read")
     return view
 
 
