@@ -25,7 +25,7 @@ _DLPACK_CUDA, _DLPACK_CUDA_MANAGED = 2, 13
 LEGACY_STREAM = 1
 #: Contexts that wait for their next pass on some stream; each has the memory of one pass.
 _MOST_IDLE_CONTEXTS = 4
-#: As in csrc/engine.cpp: several small images go through one pass, more gain nothing.
+#: As in csrc/tiled_run.cpp: several small images go through one pass, more gain nothing.
 _MOST_PASS_IMAGES, _MOST_PASS_PIXELS = 8, 2**20
 
 
