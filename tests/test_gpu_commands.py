@@ -37,8 +37,11 @@ def test_find_gpu(machine: FakeMachine) -> None:
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PACKAGES", {"numpy": "numpy", "no_such_module": "a-distribution"})
     monkeypatch.setattr(run, "TOOLS", ("no-such-tool",))
+    monkeypatch.setattr(run, "LEAST_SETUPTOOLS", 9999)
     monkeypatch.setattr(run, "JSON_HEADER", "no/such/header.hpp")
-    assert [text.split()[0] for text in run.missing()] == ["a-distribution", "no-such-tool", "nlohmann_json"]
+    assert [text.split()[0] for text in run.missing()] == [
+        "a-distribution", "setuptools>=9999", "no-such-tool", "nlohmann_json",
+    ]  # fmt: skip
 
 
 def test_headers_are_carried_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -231,6 +234,7 @@ def test_table_of_what_little_there_is(tmp_path: Path) -> None:
     whole = made_up()
     for results in (
         {**whole, "ceilings": {}},
+        {**whole, "ceilings": {"bytes_per_s": 4e12}},
         {**whole, "networks": {"relunet16": {k: v for k, v in whole["networks"]["relunet16"].items() if k != "ops"}},
          "rows": whole["rows"][:2]},
         {**whole, "networks": {}, "rows": []},

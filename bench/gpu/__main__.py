@@ -24,9 +24,13 @@ from tests.gpu.run import Gpu, environment, find_gpu, prepare
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ("relunet16", "relunet64")
 #: In the order of their worth.  Each is a process of its own: an error after which the driver refuses every call, or a
-#: compiler that takes too long, costs the results of one.
-PIECES = ("ceilings", *PRESETS, *(f"{preset}-compiled" for preset in PRESETS))
-#: Kept for the pieces that follow, tables and pictures; a piece is not begun with less.
+#: compiler that takes too long, costs the results of one.  It may take so much of the time that is left, so that one
+#: that hangs leaves some for the others.
+SHARES = {
+    "ceilings": 0.25, "relunet16": 0.4, "relunet64": 0.6, "relunet16-compiled": 0.5, "relunet64-compiled": 1.0
+}  # fmt: skip
+PIECES = tuple(SHARES)
+#: Kept for tables and pictures; a piece is not begun with less.
 RESERVE_S, LEAST_S = 10.0, 30.0
 
 
@@ -58,29 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.rehearse and (status := prepare(options.kernels)) != 0:
         return status
     options.output.mkdir(parents=True, exist_ok=True)
-    results = measured(options, gpu, began)
     path = options.output / "results.json"
-    path.write_text(json.dumps(results, separators=(",", ":")).replace("},{", "},\n{") + "\n")
+    results = measured(options, gpu, began, path)
 
     from . import report
 
     print(report.text(results))
-    print("written:", *(str(path) for path in [path, *report.plots(results, options.output)]))
+    print("written:", path, flush=True)
+    print("written:", *(str(picture) for picture in report.plots(results, options.output)))
     return 0 if results["rows"] else 1
 
 
-def measured(options: argparse.Namespace, gpu: Gpu | str, began: float) -> dict[str, Any]:
-    """What all pieces have stored, together; see report.py."""
+def measured(options: argparse.Namespace, gpu: Gpu | str, began: float, path: Path) -> dict[str, Any]:
+    """What all pieces have stored, together; see report.py.  Written to `path` after each of them."""
     results: dict[str, Any] = {
         "about": _about(gpu, options.commit), "ceilings": {}, "networks": {}, "rows": [], "notes": []
     }  # fmt: skip
     pieces = [piece for piece in PIECES if piece in options.pieces.split(",")]
     with tempfile.TemporaryDirectory(prefix="unet_fast-") as folder:
-        for number, piece in enumerate(pieces):
+        for piece in pieces:
             left = options.minutes * 60 - (time.monotonic() - began) - RESERVE_S
-            compiled = [other for other in pieces[number:] if other.endswith("-compiled")]
-            # Of what is left, pieces that only `torch.compile` holds up get equal parts.
-            seconds = left / len(compiled) if piece.endswith("-compiled") else left
+            seconds = left if piece == pieces[-1] else left * SHARES[piece]
             if seconds < LEAST_S:
                 results["notes"].append(f"{piece}: left out, too little time")
                 continue
@@ -89,6 +91,7 @@ def measured(options: argparse.Namespace, gpu: Gpu | str, began: float) -> dict[
             command += ["--rehearse"] if options.rehearse else ["--target", "" if isinstance(gpu, str) else gpu.target]
             command += ["--kernels", str(options.kernels.resolve())] if options.kernels else []
             merge(results, run_piece(piece, command, Path(folder) / f"{piece}.json", seconds))
+            path.write_text(json.dumps(results, separators=(",", ":")).replace("},{", "},\n{") + "\n")
     return results
 
 
@@ -105,7 +108,10 @@ def run_piece(name: str, command: list[str], stored: Path, seconds: float) -> di
     finally:  # with the compilers that it has started
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        try:
+            process.wait(LEAST_S)
+        except subprocess.TimeoutExpired:
+            why += ", and is still there: the driver has not let go of it"
     print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
     part: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
     return {**part, "notes": [*part.get("notes", []), *([why] if why else [])]}

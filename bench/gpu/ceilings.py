@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 
 from .device import Cuda, Device, Work
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """operations_per_s  of a large fp16 matrix product of random numbers, 2 per multiply-add
-    bytes_per_s       of a copy far beyond every cache, read and written
-    node_s            of one more kernel in a chain that is replayed as a CUDA graph
-    early_node_s      likewise, where each kernel may start before the one before it has ended, and waits for it
-    """
-
-    operations_per_s: float
-    bytes_per_s: float
-    node_s: float
-    early_node_s: float
-
-
-def measure(device: Device, quick: bool) -> Ceilings:
-    side, elements, rounds = (256, 2**20, 3) if quick else (8192, 2**30, 20)
+def operations_per_s(device: Device, quick: bool) -> float:
+    """Of a large fp16 matrix product of random numbers, 2 per multiply-add."""
+    side, rounds = (256, 3) if quick else (8192, 20)
     dtype = torch.float16 if isinstance(device, Cuda) else torch.float32
     a, b = (torch.randn(side, side, device=device.name, dtype=dtype) for _ in range(2))
     target = torch.empty_like(a)
     device.warm_up(lambda: torch.mm(a, b, out=target))
-    product = statistics.median(device.seconds(lambda: torch.mm(a, b, out=target), rounds + 3)[3:])
+    return 2 * side**3 / statistics.median(device.seconds(lambda: torch.mm(a, b, out=target), rounds))
+
+
+def bytes_per_s(device: Device, quick: bool) -> float:
+    """Of a copy far beyond every cache, read and written."""
+    elements, rounds = (2**20, 3) if quick else (2**30, 20)
     source = torch.randint(0, 255, (elements,), dtype=torch.uint8, device=device.name)
     copy = torch.empty_like(source)
-    copied = statistics.median(device.seconds(lambda: copy.copy_(source), rounds + 3)[3:])
-    nodes = (_node_seconds(device, _nothing(device, early)) for early in (False, True))
-    return Ceilings(2 * side**3 / product, 2 * elements / copied, *nodes)
+    device.warm_up(lambda: copy.copy_(source))
+    return 2 * elements / statistics.median(device.seconds(lambda: copy.copy_(source), rounds))
+
+
+def node_s(device: Device, quick: bool) -> float:
+    """Of one more kernel in a chain that is replayed as a CUDA graph."""
+    return _node_seconds(device, _nothing(device, early=False))
+
+
+def early_node_s(device: Device, quick: bool) -> float:
+    """Likewise, where each kernel may start before the one before it has ended, and waits for it."""
+    return _node_seconds(device, _nothing(device, early=True))
+
+
+#: By their names in the results; `quick` for a rehearsal.
+MEASURES: dict[str, Callable[[Device, bool], float]] = {
+    measure.__name__: measure for measure in (operations_per_s, bytes_per_s, node_s, early_node_s)
+}
 
 
 def _node_seconds(device: Device, kernel: Work) -> float:

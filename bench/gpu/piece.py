@@ -80,29 +80,33 @@ class Piece:
     # ---- pieces
 
     def ceilings(self) -> None:
-        def measure() -> None:
-            self.results["ceilings"] = dataclasses.asdict(ceilings.measure(self.device, self.rehearsal))
-
-        self.stage("ceilings", measure)
+        for name, measure in ceilings.MEASURES.items():
+            value = self.stage(name, partial(measure, self.device, self.rehearsal))
+            if value is not None:
+                self.results["ceilings"][name] = value
+                self.save()
 
     def network(self, name: str) -> None:
-        network = self.workload(name)
-        engine = self.stage("freezing and checking", partial(self.engine, network))
-        if engine is None:  # what is wrong is not timed; perhaps it is the edges that the driver does not like
-            engine = self.stage("checking with ordinary edges", partial(self.engine, network, ordinary=True))
+        network, engine = self.checked(name)
         if engine is None:
             return
-        self.stage("tuning", partial(self.tune, network, engine))
-        for work in (self.latency, self.eager, self.growth, self.ordinary):
+        for work in (self.tune, self.profile, self.latency, self.eager, self.growth, self.ordinary):
             self.stage(work.__name__, partial(work, network, engine))
 
     def compiled(self, name: str) -> None:
-        network = self.workload(name)
-        engine = self.stage("checking", partial(self.engine, network))
+        network, engine = self.checked(name)
         if engine is not None:
             self.stage("compiled", partial(self.against, network, engine, "compiled"))
 
     # ---- what they share
+
+    def checked(self, name: str) -> tuple[Network, Engine | None]:
+        """None where its results are wrong, which is not timed.  Perhaps it is the edges that the driver refuses."""
+        network = self.workload(name)
+        engine = self.stage("freezing and checking", partial(self.engine, network))
+        if engine is None:
+            engine = self.stage("checking with ordinary edges", partial(self.engine, network, ordinary=True))
+        return network, engine
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         """What `work` gives, or None after a failure, which a note tells."""
@@ -163,13 +167,17 @@ class Piece:
     # ---- stages
 
     def tune(self, network: Network, engine: Engine) -> None:
-        """The pass before tuning, what tuning finds, and each op after it."""
-        if not self.rehearsal:
-            seconds = contestants.our_device_seconds(self.device, engine, network.batch(1), 100, self.device.passes)
-            self.row(network, report.UNTUNED, 1, network.side, seconds)
-            tuning = engine.tune()
-            shutil.copyfile(tuning.file, self.output / f"{network.name}.tuning.json")
-            print(tuning, file=sys.stderr)
+        """The pass before tuning, and what tuning finds; nothing on a CPU, which has one kernel for each op."""
+        if self.rehearsal:
+            return
+        seconds = contestants.our_device_seconds(self.device, engine, network.batch(1), 100, self.device.passes)
+        self.row(network, report.UNTUNED, 1, network.side, seconds)
+        tuning = engine.tune()
+        shutil.copyfile(tuning.file, self.output / f"{network.name}.tuning.json")
+        print(tuning, file=sys.stderr)
+
+    def profile(self, network: Network, engine: Engine) -> None:
+        """Each op by itself."""
         profile = engine.profile()
         self.results["networks"][network.name]["ops"] = [dataclasses.asdict(op) for op in profile.ops]
 

@@ -85,10 +85,14 @@ def series(results: Results, network: str, axis: str) -> list[Mapping[str, Any]]
     return sorted((row for row in rows_of(results, network, OURS) if row[fixed] == at), key=lambda row: row[axis])
 
 
+def _known(ceilings: Mapping[str, float]) -> bool:
+    return {"operations_per_s", "bytes_per_s", "node_s"} <= ceilings.keys()
+
+
 def floors(results: Results, network: str, batch: int = 1) -> dict[str, float]:
     """Seconds that arithmetic, bytes and nodes of a pass take at the measured ceilings; {} where those are missing."""
     facts, ceilings = results["networks"].get(network), results["ceilings"]
-    if not facts or not ceilings:
+    if not facts or not _known(ceilings):
         return {}
     weights, pixels = facts["weight_bytes"], facts["pixel_bytes"]
     return {
@@ -184,7 +188,7 @@ def text(results: Results) -> str:
                 duration(float(np.quantile(row["seconds"], 0.99))),
                 f"{row['batch'] / seconds:,.0f}",
                 f"{rate / 1e12:.1f}",
-                f"{rate / ceilings['operations_per_s']:.1%}" if ceilings else "-",
+                f"{rate / ceilings['operations_per_s']:.1%}" if _known(ceilings) else "-",
             )
         )
     lines += [table(cells), ""]
@@ -198,13 +202,14 @@ def text(results: Results) -> str:
 
 
 def _ceilings_text(ceilings: Mapping[str, float]) -> str:
-    if not ceilings:
-        return "ceilings: not measured"
-    return (
-        f"ceilings, measured: {ceilings['operations_per_s'] / 1e12:.0f} TFLOP/s fp16, "
-        f"{ceilings['bytes_per_s'] / 1e12:.2f} TB/s, {ceilings['node_s'] * 1e6:.2f} us per empty graph node, "
-        f"{ceilings['early_node_s'] * 1e6:.2f} us where it may start early"
+    texts = (
+        ("operations_per_s", 1e-12, "{:.0f} TFLOP/s fp16"),
+        ("bytes_per_s", 1e-12, "{:.2f} TB/s"),
+        ("node_s", 1e6, "{:.2f} us per empty graph node"),
+        ("early_node_s", 1e6, "{:.2f} us where it may start early"),
     )
+    found = [text.format(unit * ceilings[name]) for name, unit, text in texts if name in ceilings]
+    return f"ceilings, measured: {', '.join(found)}" if found else "ceilings: not measured"
 
 
 def _ops_table(ops: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float], network: str) -> str:
@@ -213,7 +218,7 @@ def _ops_table(ops: Sequence[Mapping[str, Any]], ceilings: Mapping[str, float], 
     for op in ops:
         floor = (
             duration(max(op["operations"] / ceilings["operations_per_s"], op["bytes"] / ceilings["bytes_per_s"]))
-            if ceilings
+            if _known(ceilings)
             else "-"
         )
         cells.append(
@@ -261,7 +266,7 @@ def plots(results: Results, folder: Path) -> list[Path]:
     ceilings = results["ceilings"]
     figure, axes = pyplot.subplots(figsize=(6, 4))
     intensity = np.logspace(0, 5, 200)
-    if ceilings:
+    if _known(ceilings):
         roof = np.minimum(ceilings["operations_per_s"], intensity * ceilings["bytes_per_s"])
         axes.plot(intensity, roof / 1e12, "k-", label="measured ceilings")
     for network, facts in results["networks"].items():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -32,6 +33,8 @@ PACKAGES = {
     "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm", "torch": "torch",
     "triton": "triton", "pytest": "pytest", "setuptools": "setuptools", "pybind11": "pybind11",
 }  # fmt: skip
+#: Of setuptools the first that reads this project's licence.
+LEAST_SETUPTOOLS = 77
 TOOLS = ("cmake",)
 JSON_HEADER = "nlohmann/json.hpp"
 
@@ -73,6 +76,8 @@ def find_gpu() -> Gpu | str:
 def missing() -> list[str]:
     """What has to be installed or carried along first."""
     wanting = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if "setuptools" not in wanting and int(importlib.metadata.version("setuptools").split(".")[0]) < LEAST_SETUPTOOLS:
+        wanting.append(f"setuptools>={LEAST_SETUPTOOLS}")
     wanting += [name for name in TOOLS if shutil.which(name, path=environment()["PATH"]) is None]
     if json_header() is None:
         wanting.append(f"nlohmann_json (a header, {JSON_HEADER}; wheel, Debian's nlohmann-json3-dev, or --carried)")
