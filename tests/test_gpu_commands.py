@@ -71,7 +71,7 @@ def test_gpu_tests_end_in_time(machine: FakeMachine) -> None:
 #: What `make test-gpu` owes, by names of tests.
 OWED = (
     *(f"test_every_network_in_fp16[{name}]" for name in ("relunet16", "relunet64", "valid", "classes", "odd")),
-    "test_masks_of_real_micrographs", "test_ten_thousand_repeats[0]", "test_threads_with_their_own_contexts",
+    "test_masks_of_real_micrographs[fp16]", "test_ten_thousand_repeats[0]", "test_threads_with_their_own_contexts",
     *(f"test_compute_sanitizer[rgb-{tool}]" for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
 )  # fmt: skip
 
