@@ -5,7 +5,7 @@
 Runs in the project's virtual environment, and as well on a machine without network and virtual environment, with the
 Python at hand if that has the packages below.  The native library is built in place, in build/cmake-<python>.
 
---minutes N        tests that have not begun by then are skipped, so that a machine lent for so long still says how the
+--minutes N        tests that have not begun by then are skipped, so that one rented for so long still says how the
                    others went
 --carried FOLDER   what `python -m bench.gpu --pack` made: has the headers that the build needs
 
