@@ -253,6 +253,20 @@ def test_a_run_starts_from_trained_weights(tmp_path: Path, capsys: pytest.Captur
         adopt(UNet(UNetSpec()), {"head.bias": torch.zeros(1)})
 
 
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_a_network_of_grey_images_is_one_of_several_channels(channels: int) -> None:
+    """Started from it, the network of several channels says what it said of the grey image, before any training."""
+    torch.manual_seed(channels)
+    grey, several = UNet(TINY).eval(), UNet(replace(TINY, in_channels=channels)).eval()
+    assert adopt(several, grey.state_dict()) == []
+    colour = torch.randn(1, channels, 32, 32)
+    shares = torch.tensor([0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels)
+    with torch.no_grad():
+        seen = grey((colour * shares[None, :, None, None]).sum(1, keepdim=True))
+        torch.testing.assert_close(several(colour), seen, atol=1e-5, rtol=1e-5)
+    assert adopt(UNet(TINY), several.state_dict()) == ["encoder0.conv0.weight"]
+
+
 def test_a_run_that_gets_no_better_ends(tmp_path: Path) -> None:
     """A learning rate that changes nothing: the first of the scores stays the best, and two more are waited for."""
     recipe = Recipe(steps=40, batch=1, evaluations=20, learning_rate=1e-12, patience=2, average=0)
