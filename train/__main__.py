@@ -133,8 +133,9 @@ def _train_parser() -> argparse.ArgumentParser:
         "--augment",
         choices=AUGMENTATIONS,
         default="full",
-        help="full (default): symmetries, size, light, blur and grain, for images of other instruments; turns: the "
-        "eight symmetries of the square only, more exact on images like those of the training; none",
+        help="full (default): symmetries, size, light, blur, grain, and the density of each of several channels, for "
+        "images of other instruments; turns: the eight symmetries of the square only, more exact on images like those "
+        "of the training; none",
     )
     add("--half", action="store_true", help="store the weights as float16")
     add("--compile", action="store_true", help="torch.compile: faster steps after a start of a minute or more")
@@ -166,8 +167,8 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     add("--thresholds", action="store_true", help="print what other thresholds than 0.5 score")
     add("--tiling", default="fast", choices=("fast", "exact", "resize", "none"), help="of an engine (default fast)")
     add("--precision", default="auto", help="of an engine: auto (default), float32, bf16, fp16 or int8")
-    add("--per-image", action="store_true", help="print the score of each image")
     add("--turns", action="store_true", help="average over the eight symmetries of the square: 8 times the time")
+    add("--per-image", action="store_true", help="print the score of each image")
     add("--device", default="auto")
     add("--threads", type=int)
     return parser
