@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from train import data, report
-from train.augment import augment, mirror, window
+from train.augment import _colour, augment, mirror, window
 from train.data import DataError, Sample
 from unet_fast.images import ImageError, read_pages, write_image
 from unet_fast.spec import UNetSpec
@@ -238,21 +238,60 @@ def test_the_check_speaks_of_what_is_wrong(folders: tuple[Path, Path], tmp_path:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_augmentation_moves_image_and_mask_alike(seed: int) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_augmentation_moves_image_and_mask_alike(seed: int, channels: int) -> None:
     """Where truth and image show the same thing before, they do after: bright stays on the mask, dark off it."""
     mask = (micrograph(seed % 5, 96, 96)[1] > 0).astype(np.uint8)
-    pixels = (0.2 + 0.4 * mask[:, :, None]).astype(np.float32)
+    pixels = np.repeat(0.2 + 0.4 * mask[:, :, None], channels, axis=2).astype(np.float32)
     changed, moved = augment(pixels, mask, np.random.default_rng(seed))
-    assert changed.shape == (96, 96, 1)
+    assert changed.shape == (96, 96, channels)
     assert moved.shape == (96, 96)
     assert changed.dtype == np.float32
     assert np.isfinite(changed).all()
     assert set(np.unique(moved)) <= {0, 1}
     if moved.any() and not moved.all():
-        assert changed[moved == 1].mean() > changed[moved == 0].mean()
+        assert (changed[moved == 1].mean(axis=0) > changed[moved == 0].mean(axis=0)).all()
     again, moved_again = augment(pixels, mask, np.random.default_rng(seed))
     assert np.array_equal(changed, again)
     assert np.array_equal(moved, moved_again)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_each_channel_is_coloured_on_its_own(channels: int) -> None:
+    """Every channel keeps the order of its values, and its density, -log, becomes a line of what it was."""
+    value = np.linspace(0, 1, 64, dtype=np.float32)
+    pixels = np.repeat(value.reshape(8, 8, 1), channels, axis=2)
+    coloured = _colour(pixels, np.random.default_rng(channels))
+    assert coloured.dtype == np.float32
+    assert (coloured[0, 0] == 0).all()
+    lines = [np.polyfit(np.log(value[1:]), np.log(coloured[:, :, c].ravel()[1:]), 1) for c in range(channels)]
+    assert len({tuple(np.round(line, 3)) for line in lines}) == channels
+    for (slope, start), channel in zip(lines, np.moveaxis(coloured, 2, 0), strict=True):
+        assert np.exp(-0.3) <= slope <= np.exp(0.3)
+        assert abs(start) <= 0.15 + 1e-4
+        np.testing.assert_allclose(channel.ravel(), np.exp(start) * value**slope, rtol=1e-4, atol=1e-6)
+
+
+def test_colours_change_in_half_of_the_images_of_several_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("train.augment._colour", lambda pixels, random: calls.append(1) or pixels)
+    for channels, intensity, least, most in ((1, True, 0, 0), (3, False, 0, 0), (3, True, 35, 65)):
+        calls.clear()
+        for seed in range(100):
+            pixels, target = np.zeros((8, 8, channels), np.float32), np.zeros((8, 8), np.uint8)
+            augment(pixels, target, np.random.default_rng(seed), intensity=intensity)
+        assert least <= len(calls) <= most
+
+
+def test_grey_images_are_changed_as_before_there_were_colours() -> None:
+    """What the generator gives next was noted before channels were changed on their own: the same numbers are drawn."""
+    following = []
+    for seed in range(6):
+        random = np.random.default_rng(seed)
+        pixels = np.random.default_rng(100 + seed).random((32, 32, 1), dtype=np.float32)
+        augment(pixels, (pixels[:, :, 0] > 0.5).astype(np.uint8), random)
+        following.append(int(random.integers(10**9)))
+    assert following == [554314918, 992388762, 945244449, 756741348, 219654445, 529680550]
 
 
 @pytest.mark.parametrize("seed", range(20))

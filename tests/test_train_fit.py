@@ -25,7 +25,7 @@ from train.data import DataError, Sample, statistics
 from train.fit import fit
 from train.loss import loss
 from train.model import UNet
-from train.predict import evaluate, input_indices, logits, normalise, predictions
+from train.predict import Turned, evaluate, input_indices, logits, normalise, predictions, probability
 from train.recipe import Recipe, choose_device
 from unet_fast import freeze
 from unet_fast.images import write_image
@@ -185,6 +185,12 @@ def test_one_command_leaves_network_figures_and_pictures(tmp_path: Path, capsys:
     assert f"{figures['iou']:.4f}" in printed
     assert "expected calibration error 0." in printed
     assert picture.exists()
+    turned = []
+    for network in (["evaluate", str(out)], ["evaluate", str(engine), *exactly]):
+        assert main([*network, *folders, "--turns"]) == 0
+        turned.append(capsys.readouterr().out.splitlines()[1].split())
+    assert abs(float(turned[0][2]) - float(turned[1][2])) < 0.005
+    assert turned[1] != printed.splitlines()[1].split()
     assert main(["evaluate", str(out), *folders, "--tiling", "exact"]) == 1
     assert "are of engine files" in capsys.readouterr().err
 
@@ -251,6 +257,20 @@ def test_a_run_starts_from_trained_weights(tmp_path: Path, capsys: pytest.Captur
     assert "do not go with --from" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="no layer in common"):
         adopt(UNet(UNetSpec()), {"head.bias": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_a_network_of_grey_images_is_one_of_several_channels(channels: int) -> None:
+    """Started from it, the network of several channels says what it said of the grey image, before any training."""
+    torch.manual_seed(channels)
+    grey, several = UNet(TINY).eval(), UNet(replace(TINY, in_channels=channels)).eval()
+    assert adopt(several, grey.state_dict()) == []
+    colour = torch.randn(1, channels, 32, 32)
+    shares = torch.tensor([0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels)
+    with torch.no_grad():
+        seen = grey((colour * shares[None, :, None, None]).sum(1, keepdim=True))
+        torch.testing.assert_close(several(colour), seen, atol=1e-5, rtol=1e-5)
+    assert adopt(UNet(TINY), several.state_dict()) == ["encoder0.conv0.weight"]
 
 
 def test_a_run_that_gets_no_better_ends(tmp_path: Path) -> None:
@@ -398,6 +418,29 @@ def test_images_of_any_size_are_predicted_whole(spec: UNetSpec, height: int, wid
     start = int(np.flatnonzero(rows == 0)[-1 if spec.padding == "same" else 0]) if height > 30 else 0
     if height > 30:
         assert rows[start : start + height].tolist() == list(range(height))
+
+
+@pytest.mark.parametrize("output", ["sigmoid", "softmax", "identity"])
+def test_turns_are_the_mean_of_the_eight_symmetries(output: str) -> None:
+    """Of an image that is not square; the mean is the same for each of its symmetries, as the network alone is not."""
+    classes = 3 if output == "softmax" else 1
+    spec = UNetSpec.from_dict({**TINY.to_dict(), "classes": classes, "output": output})
+    pixels = np.random.default_rng(3).integers(0, 255, (32, 48, 1)).astype(np.uint8)
+    torch.manual_seed(0)
+    model = UNet(spec)
+    torch.nn.init.normal_(model.head.weight)
+    turned = probability(Turned(model), pixels)
+    by_hand = [np.rot90(probability(model, np.rot90(pixels, q).copy()), -q) for q in range(4)]
+    flipped = pixels[::-1]
+    by_hand += [np.rot90(probability(model, np.rot90(flipped, q).copy()), -q)[::-1] for q in range(4)]
+    np.testing.assert_allclose(turned, np.mean(by_hand, axis=0), atol=1e-5)
+    other = np.rot90(pixels[:, ::-1]).copy()
+    np.testing.assert_allclose(probability(Turned(model), other), np.rot90(turned[:, ::-1]), atol=1e-5)
+    assert np.abs(probability(model, other) - np.rot90(probability(model, pixels)[:, ::-1])).max() > 1e-3
+    target = np.zeros((32, 48, 1), np.float32) if output == "identity" else np.zeros((32, 48), np.uint8)
+    ((_, predicted),) = predictions(Turned(model), [Sample("a", "a", pixels, target)])
+    wanted = {"sigmoid": turned[:, :, 0] >= 0.5, "softmax": turned.argmax(axis=2), "identity": turned}[output]
+    assert np.array_equal(predicted, wanted)
 
 
 def test_normalisation_by_the_training_images(tmp_path: Path) -> None:

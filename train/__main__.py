@@ -29,7 +29,7 @@ from train.data import Sample
 from train.fit import Result, fit
 from train.learning_curve import add_options, learning_curve
 from train.model import UNet, summary
-from train.predict import Frozen, Network, calibration, evaluate, thresholds
+from train.predict import Frozen, Network, Turned, calibration, evaluate, thresholds
 from train.processes import joined
 from train.recipe import AUGMENTATIONS, PRECISIONS, Recipe, choose_device, choose_precision
 from unet_fast.spec import UNetSpec
@@ -133,8 +133,9 @@ def _train_parser() -> argparse.ArgumentParser:
         "--augment",
         choices=AUGMENTATIONS,
         default="full",
-        help="full (default): symmetries, size, light, blur and grain, for images of other instruments; turns: the "
-        "eight symmetries of the square only, more exact on images like those of the training; none",
+        help="full (default): symmetries, size, light, blur, grain, and the density of each of several channels, for "
+        "images of other instruments; turns: the eight symmetries of the square only, more exact on images like those "
+        "of the training; none",
     )
     add("--half", action="store_true", help="store the weights as float16")
     add("--compile", action="store_true", help="torch.compile: faster steps after a start of a minute or more")
@@ -166,6 +167,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     add("--thresholds", action="store_true", help="print what other thresholds than 0.5 score")
     add("--tiling", default="fast", choices=("fast", "exact", "resize", "none"), help="of an engine (default fast)")
     add("--precision", default="auto", help="of an engine: auto (default), float32, bf16, fp16 or int8")
+    add("--turns", action="store_true", help="average over the eight symmetries of the square: 8 times the time")
     add("--per-image", action="store_true", help="print the score of each image")
     add("--device", default="auto")
     add("--threads", type=int)
@@ -270,7 +272,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     _set_threads(options.threads)
-    model = _network(options)
+    model: Network = Turned(_network(options)) if options.turns else _network(options)
     figures, everything = {}, []
     for images, masks in _pairs(options.images, options.masks, "--images", "--masks"):
         samples = data.load_folder(images, masks, model.spec, resize_to=options.resize)
@@ -294,7 +296,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _network(options: argparse.Namespace) -> Network:
+def _network(options: argparse.Namespace) -> UNet | Frozen:
     if options.network.suffix != ".unet":
         if options.precision != "auto" or options.tiling != "fast":
             raise ValueError(f"--precision and --tiling are of engine files (.unet), {options.network} is none")

@@ -118,6 +118,8 @@ def mirror(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 def _intensity(pixels: Floats, random: np.random.Generator) -> Floats:
     pixels = pixels.astype(np.float32, copy=True)
+    if pixels.shape[2] > 1 and random.random() < 0.5:
+        pixels = _colour(pixels, random)
     if random.random() < 0.15:
         pixels = _blur(pixels, random.uniform(0.4, 1.0))
     if random.random() < 0.5:
@@ -132,6 +134,17 @@ def _intensity(pixels: Floats, random: np.random.Generator) -> Floats:
         grain = np.float32(random.uniform(0.0, 0.15) * gain * contrast)
         pixels = pixels + grain * random.standard_normal(pixels.shape, dtype=np.float32)
     return pixels
+
+
+def _colour(pixels: Floats, random: np.random.Generator) -> Floats:
+    """Other stains, filters and exposures: the density of each channel, -log of its value, is scaled and shifted.
+
+    By 0.74 to 1.35 and by up to 0.15, anew for each channel.  Tellez et al. (Medical Image Analysis 58, 2019) do so
+    along the axes of known dyes; along the channels nothing need be known, and fluorescence is varied likewise.
+    """
+    channels = pixels.shape[2]
+    exponent, gain = np.exp(random.uniform(-0.3, 0.3, channels)), np.exp(random.uniform(-0.15, 0.15, channels))
+    return np.maximum(pixels, 0) ** exponent.astype(np.float32) * gain.astype(np.float32)
 
 
 def _lamp(side: int, random: np.random.Generator) -> Floats:

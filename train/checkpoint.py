@@ -15,14 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from train.model import UNet
-from unet_fast.images import write_beside
+from unet_fast.images import LUMA, write_beside
 from unet_fast.spec import UNetSpec
+
+#: The layer that sees the image.
+FIRST = "encoder0.conv0.weight"
 
 
 class CheckpointError(ValueError):
@@ -79,9 +83,15 @@ def load_network(path: str | Path) -> tuple[UNet, dict[str, Any]]:
 def adopt(model: UNet, weights: Mapping[str, Tensor]) -> list[str]:
     """Give `model` those of `weights` whose names and shapes are its own; the names of its tensors left as they were.
 
-    `CheckpointError` where nothing but a bias fits, which is then another network.
+    A first layer for one channel fits one for several: it sees the grey of three by the ITU-R 601 weights, the mean of
+    two or four.  `CheckpointError` where nothing but a bias fits, which is then another network.
     """
     own = model.state_dict()
+    first = weights.get(FIRST)
+    channels = own[FIRST].shape[1]
+    if first is not None and first.shape[1] == 1 and channels > 1:
+        shares = first.new_tensor(LUMA / 1000 if channels == 3 else np.full(channels, 1 / channels))
+        weights = {**weights, FIRST: first * shares[None, :, None, None]}
     fitting = {name: tensor for name, tensor in weights.items() if name in own and tensor.shape == own[name].shape}
     if not any(tensor.ndim > 1 for tensor in fitting.values()):
         raise CheckpointError("the network to start from has no layer in common with the one to be trained")

@@ -96,11 +96,37 @@ class Frozen:
         return UNetSpec.from_dict({"in_channels": info.channels, "classes": info.classes, "output": info.output})
 
 
-Network = UNet | Frozen
+@dataclass(frozen=True)
+class Turned:
+    """A network that sees each image in the eight symmetries of the square, in eight times the time.
+
+    Probabilities are the mean of the eight, masks are those of the mean.
+    """
+
+    network: UNet | Frozen
+
+    @property
+    def spec(self) -> UNetSpec:
+        """That of the network."""
+        return self.network.spec
+
+    def probability(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """As the function `probability`."""
+        total = np.zeros((*pixels.shape[:2], self.spec.classes), np.float32)
+        for image, turned in ((pixels, total), (pixels[:, ::-1], total[:, ::-1])):
+            for quarters in range(4):
+                seen = probability(self.network, np.ascontiguousarray(np.rot90(image, quarters)))
+                turned += np.rot90(seen, -quarters) / np.float32(8)
+        return total
+
+
+Network = UNet | Frozen | Turned
 
 
 def probability(network: Network, pixels: NDArray[Any]) -> NDArray[np.float32]:
     """(H, W, in_channels) pixels of any supported type -> (H, W, classes) probabilities, or values of a regression."""
+    if isinstance(network, Turned):
+        return network.probability(pixels)
     if isinstance(network, Frozen):
         result = network.engine.probability(pixels, tiling=network.tiling)
         return result.reshape(*result.shape[:2], network.engine.classes)
@@ -120,6 +146,9 @@ def predictions(network: Network, samples: Iterable[Sample]) -> Iterator[tuple[S
         elif isinstance(network, Frozen):
             mask = network.engine.segment(sample.pixels, tiling=network.tiling)
             yield sample, (mask != 0).astype(np.uint8) if network.spec.classes == 1 else mask
+        elif isinstance(network, Turned):
+            seen = probability(network, sample.pixels)
+            yield sample, (seen[:, :, 0] >= 0.5 if network.spec.classes == 1 else seen.argmax(axis=2)).astype(np.uint8)
         else:
             yield sample, to_mask(logits(network, sample.pixels), network.spec)
 

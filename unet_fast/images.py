@@ -28,7 +28,7 @@ Pixels = NDArray[Any]
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
 _TIFF_BITS_PER_SAMPLE, _TIFF_SAMPLES_PER_PIXEL = 258, 277
-_LUMA = np.array([299, 587, 114])  # ITU-R 601, in thousandths, as Pillow's convert("L")
+LUMA = np.array([299, 587, 114])  # ITU-R 601, in thousandths, as Pillow's convert("L")
 
 
 class ImageError(ValueError):
@@ -156,8 +156,8 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
         pixels, have = pixels[:, :, :3], 3
     if have == 3 and channels == 1:
         if pixels.dtype.kind == "f":
-            return (pixels @ (_LUMA / 1000).astype(pixels.dtype))[:, :, None]
-        return ((pixels.astype(np.int64) @ _LUMA + 500) // 1000).astype(pixels.dtype)[:, :, None]
+            return (pixels @ (LUMA / 1000).astype(pixels.dtype))[:, :, None]
+        return ((pixels.astype(np.int64) @ LUMA + 500) // 1000).astype(pixels.dtype)[:, :, None]
     if have == channels:
         return pixels
     raise ImageError(f"an image of {have} channels cannot be turned into {channels}")
