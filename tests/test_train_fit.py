@@ -145,6 +145,31 @@ def test_it_learns_filaments_in_half_a_minute(tmp_path: Path) -> None:
     assert documents["figures"]["held_out"] == result.best
 
 
+def test_dim_images_of_few_objects_are_not_given_up(tmp_path: Path) -> None:
+    """All background would be right for 99 % of the pixels, and is where a network dies: the defaults lead past it."""
+    random = np.random.default_rng(7)
+    samples = []
+    for number in range(12):
+        image, mask = np.full((64, 64, 1), 3, np.uint8), np.zeros((64, 64), np.uint8)
+        top, left = random.integers(4, 52, 2)
+        mask[top : top + 6, left : left + 7] = 1
+        image[mask > 0] = 6  # of 255
+        image += random.integers(0, 2, image.shape, np.uint8)
+        samples.append(Sample(f"s{number}", f"s{number:02}", image, mask))
+    spec = UNetSpec(base_width=8, depth=3, tile=64, normalisation="standardise")  # as `python -m train` has it
+    result = fit(spec, samples[:10], samples[10:], tmp_path / "n.safetensors", Recipe(steps=160, batch=4, window=64))
+    assert result.best["iou"] > 0.5
+
+
+def test_the_learning_rate_rises_and_falls_as_the_recipe_says(tmp_path: Path) -> None:
+    samples = samples_of(3)
+    recipe = Recipe(steps=20, evaluations=20, batch=1, warm_up=0.25, learning_rate=2e-3)
+    rates = [row["learning_rate"] for row in fit(TINY, samples[:2], samples[2:], tmp_path / "n", recipe).history]
+    done = np.arange(20) / 20
+    rising, falling = 0.02 + 0.98 * done / 0.25, 0.01 + 0.99 * (1 + np.cos(np.pi * (done - 0.25) / 0.75)) / 2
+    np.testing.assert_allclose(rates, 2e-3 * np.where(done < 0.25, rising, falling), rtol=1e-6)
+
+
 def test_one_command_leaves_network_figures_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = write_folders(tmp_path / "data", 12, 48)
     test = [argument.replace("--", "--test-") for argument in folders]
