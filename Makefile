@@ -42,7 +42,7 @@ lock: $(VENV)/test $(VENV)/lint  ## Lock versions and hashes of what is develope
 test-gpu:  ## The tests on a real NVIDIA GPU (skipped aloud without one)
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) tests/gpu/run.py
 
-bench-gpu:  ## Latency and throughput on it against PyTorch: under 8 minutes; results in build/bench-gpu
+bench-gpu:  ## Builds; latency and throughput on it against PyTorch: under 8 minutes; results in build/bench-gpu
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu
 
 test-aarch64: $(VENV)/test  ## Cross-build for 64-bit ARM, tests under qemu-user (g++-aarch64-linux-gnu, qemu-user)

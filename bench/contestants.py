@@ -255,8 +255,9 @@ def _mnn(case: Case) -> tuple[str, Callable[[], Any]]:
 
     path = _onnx_file(case).removesuffix(".onnx") + ".mnn"
     if not os.path.exists(path):
-        _run([sys.executable, "-m", "MNN.tools.mnnconvert", "-f", "ONNX", "--modelFile", path.replace(".mnn", ".onnx"),
-              "--MNNModel", path, "--bizCode", "bench"])  # fmt: skip
+        # Not MNN.tools.mnnconvert: it installs a package to report usage with, whose protobuf breaks onnx.
+        _run([sys.executable, "-c", "import _tools, sys; _tools.mnnconvert(sys.argv)", "-f", "ONNX",
+              "--modelFile", path.replace(".mnn", ".onnx"), "--MNNModel", path, "--bizCode", "bench"])  # fmt: skip
     settings = {"backend": "CPU", "numThread": case.threads, "precision": "normal"}
     runtime = nn.create_runtime_manager((settings,))
     network = nn.load_module_from_file(path, ["image"], ["logits"], runtime_manager=runtime)

@@ -12,6 +12,7 @@
 #include "engine_file.h"
 #include "error.h"
 #include "message.h"
+#include "session.h"
 
 // A closed handle is empty.
 struct uf_engine {

@@ -1,30 +1,22 @@
-// The engine: a checked plan, the device that runs it, and the way of an image through tiles and passes.
+// The engine: a checked plan and what runs it, which may change while it lives.
 #pragma once
 
-#include <atomic>
 #include <list>
 #include <memory>
 #include <mutex>
 #include <string>
 
 #include "context_pool.h"
+#include "engine_options.h"
 #include "executor.h"
 #include "images.h"
 #include "keep_warm.h"
 #include "plan.h"
 #include "thread_pool.h"
+#include "tiled_run.h"
 #include "tiler.h"
 
 namespace uf {
-
-struct EngineOptions {
-    std::string device = "auto", precision = "auto", cpu_isa = "auto";
-    int threads = 0;             // 0: one per physical core that this process may use
-    std::string thread_affinity; // "2,4-7"; empty: wherever the process may run
-    int64_t thread_priority = 0; // 1..99: SCHED_FIFO
-    int64_t keep_warm_ms = 0;    // 0: not kept warm
-    bool refuse_embedded_code = false;
-};
 
 // Immutable but for the pool of idle contexts and for what runs it, which changes to the CPU when the GPU of an engine
 // on device "auto" is lost, and to other kernels when it is tuned; any thread may call.
@@ -67,14 +59,7 @@ class Engine {
     // `next` takes the place of `old`, unless another has done so.
     void replace(const std::shared_ptr<const Backend> &old, std::shared_ptr<const Backend> next);
 
-    void segment_here(const Backend &backend, const ImageBatch &images, const RunOptions &options, const Layout &layout,
-                      const OutputBatch &outputs);
-    void run_abutting(const Backend &backend, const Layout &layout, const ImageBatch &images, float threshold,
-                      const OutputBatch &outputs);
-    void run_blended(const Backend &backend, const Layout &layout, const ImageBatch &images, int index, float threshold,
-                     const OutputView &output);
-    void run_resized(const Backend &backend, const Layout &layout, const ImageBatch &images, float threshold,
-                     const OutputBatch &outputs);
+    TiledRun run_on(const Backend &backend) const;
 
     const std::shared_ptr<Plan> plan_; // whose weights a CPU executor takes over
     const EngineOptions options_;
@@ -84,25 +69,5 @@ class Engine {
     std::mutex change_mutex_;                // one change at a time
     std::unique_ptr<KeepWarm> keep_warm_;    // or null; ends first
 };
-
-// An explicit context: memory for one pass, one call at a time.
-class Session {
-  public:
-    Session(std::shared_ptr<Engine> engine, const PassShape &shape);
-
-    // Allocates nothing.  Throws UF_ERR_BUSY while another thread is inside.
-    void run(const uf_image &image, float threshold, const uf_output &output, void *stream);
-
-  private:
-    void run_here(const ImageBatch &images, float threshold, const OutputBatch &outputs, void *stream);
-
-    const std::shared_ptr<Engine> engine_;
-    std::shared_ptr<const Engine::Backend> backend_; // that made the workspace, which has to go first
-    std::unique_ptr<Workspace> workspace_;
-    std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-};
-
-// Physical cores that this process may run on, at least 1.
-int physical_cores();
 
 } // namespace uf

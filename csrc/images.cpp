@@ -370,6 +370,11 @@ void resize_row(const ImageView &source, int64_t height, int64_t width, int chan
     });
 }
 
+float logit(float probability) {
+    const double value = static_cast<double>(probability);
+    return static_cast<float>(std::log(value / (1.0 - value)));
+}
+
 void write_row(const float *probability, int64_t width, const Plan &plan, float threshold, const OutputView &output,
                int64_t row) {
     std::byte *target = output.data + row * output.row_stride;

@@ -79,6 +79,9 @@ ImageView tight_view(const std::byte *data, PixelType type, int64_t width, int c
 void resize_row(const ImageView &source, int64_t height, int64_t width, int channels, int64_t target_row,
                 int64_t target_height, int64_t target_width, float *target);
 
+// The number of which the sigmoid is `probability`, in (0, 1).
+float logit(float probability);
+
 // Writes a row of probabilities to a result as its type wants it.
 void write_row(const float *probability, int64_t width, const Plan &plan, float threshold, const OutputView &output,
                int64_t row);

@@ -585,6 +585,21 @@ def test_standardise_needs_pixels_on_the_host(driver: FakeDriver, folder: Path) 
         assert np.array_equal(mask, Engine(path, device="cuda").segment(pixels))
 
 
+@pytest.mark.parametrize(("tiling", "tile"), [(0, 16), (2, 0)], ids=["fast", "resize"])
+@on_fake_gpu
+def test_results_have_arrived_on_return(driver: FakeDriver, folder: Path, tiling: int, tile: int) -> None:
+    """What the host blends or resizes is copied to device memory, and the driver's copy from ordinary host memory ends
+    before the bytes are there: whoever reads them on a stream that does not wait for the default one would be early."""
+    api = Api()
+    pixels, mask = random_image((1, 48, 40, 1), seed=11), np.full((1, 48, 40), 7, np.uint8)
+    with driver.device(), api.engine(file_with(folder), device="cuda") as engine, driver.array(mask) as target:
+        api.segment(engine, image_of(pixels), output_in(mask, target), tiling, tile)
+        assert driver.report()["not_arrived"] == 0
+        result = driver.fetch(target, mask)
+        api.segment(engine, image_of(pixels), output_in(mask), tiling, tile)
+    assert np.array_equal(result, mask)
+
+
 # --- failures ---
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +151,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         fail()
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_threads_that_write_the_same_file(tmp_path: Path) -> None:
+    """Two threads that freeze the shipped network into the cache, say: the file is one's or the other's, whole."""
+    path = tmp_path / "file"
+    both = threading.Barrier(2, timeout=10)
+
+    def write(content: bytes) -> None:
+        with write_beside(path) as temporary:
+            both.wait()
+            temporary.write_bytes(content)
+            both.wait()
+
+    contents = [bytes([number]) * (number * 1000) for number in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, contents))
+    assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -18,6 +18,7 @@ from tests.capi import Api, StatusError, image_of, output_in
 from tests.fake_gpu import ILLEGAL_ADDRESS, INVALID_VALUE, OUT_OF_MEMORY, FakeDriver, on_fake_gpu
 from tests.fake_kernels import Trial, with_kernels, with_trials
 from tests.pixels import random_image
+from tests.test_cuda_arrays import Interface
 from unet_fast import DeviceError, Engine, UnsupportedError
 from unet_fast.cli import main
 from unet_fast.tune import Tuning
@@ -111,6 +112,21 @@ def test_the_fastest_of_those_that_are_right_wins(driver: FakeDriver, folder: Pa
         assert later.info.tuning_file == str(tuning.file)
         assert np.array_equal(later.probability(pixels), expected)
         assert Tuning.read(later.info.tuning_file) == tuning
+
+
+@on_fake_gpu
+def test_streams_of_the_caller_get_the_winners(driver: FakeDriver, folder: Path, tmp_path: Path) -> None:
+    """Contexts that calls with a stream have left behind keep the kernels of their time, and must not be used again."""
+    pixels = random_image((8, 8), seed=3)
+    with places(tmp_path), driver.device(), driver.array(pixels) as address, driver.stream() as stream:
+        image = Interface(address, pixels)
+        engine = Engine(engine_with(folder), device="cuda")
+        for expected in ("default", "fast"):
+            result = engine.segment(image, tiling="none", stream=stream)
+            driver.synchronise(stream)
+            assert driver.report()["candidates_run"][OPS[0]] == expected
+            engine.tune()
+        del result
 
 
 @on_fake_gpu

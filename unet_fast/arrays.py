@@ -1,4 +1,4 @@
-"""What callers hand in as an image, as a NumPy view (N, H, W, C) that the runtime can read in place."""
+"""What callers hand in as an image, as a NumPy view (N, H, W, C) that the runtime can read in place; and as `out`."""
 
 from __future__ import annotations
 
@@ -91,6 +91,13 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
     raise TypeError(message)
 
 
+def dtype_named(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        raise TypeError(f"image dtype must be uint8, uint16 or float32, got {name}") from None
+
+
 def batch_index(shape: tuple[int, ...], channels: int) -> tuple[tuple[slice | None, ...], bool]:
     """The index that makes an image or batch of this shape (N, H, W, channels), and whether it is a batch.
 
@@ -119,3 +126,38 @@ def batch_index(shape: tuple[int, ...], channels: int) -> tuple[tuple[slice | No
     elif len(shape) == 2 or (len(shape) == 3 and shape[2] <= _MOST_CHANNELS):
         hint = f"; unet_fast.images.to_channels(image, {channels}) turns grey into colour and back"
     raise ValueError(f"image must have the shape {accepted} for this network ({channels=}), got {shape}{hint}")
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], class_axes: int, batch: NDArray[Any]) -> None:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array, as image is in host memory, got {type(out).__name__}")
+    check_result(str(out.dtype), out.shape, out.strides, not out.flags.writeable, shape, dtype, class_axes)
+    if not out.flags.aligned:
+        raise ValueError("out must be aligned to its dtype")
+    if np.may_share_memory(out, batch):
+        raise ValueError("out shares memory with image; the result is written while the image is still read")
+
+
+def check_result(
+    given_dtype: str,
+    given: tuple[int, ...],
+    strides: tuple[int, ...],
+    read_only: bool,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    class_axes: int,
+) -> None:
+    """An array `out` with its strides in bytes against what is to be written, `shape` with 0 or 1 axes for classes."""
+    if given_dtype != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {given_dtype}")
+    if given != shape:
+        raise ValueError(f"out must have shape {shape}, got {given}")
+    if read_only:
+        raise ValueError("out is read-only")
+    # A row is the width and, if there is one, the axis of the classes.
+    row, tight = True, dtype.itemsize
+    for size, stride in list(zip(shape, strides, strict=True))[: -2 - class_axes : -1]:
+        row = row and (size == 1 or stride == tight)
+        tight *= size
+    if not row or any(stride < 0 for stride in strides):
+        raise ValueError(f"out must have contiguous rows and no negative strides, its strides are {strides}")

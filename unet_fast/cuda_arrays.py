@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _native
+from .arrays import check_result
 
 _DLPACK_CUDA, _DLPACK_CUDA_MANAGED = 2, 13
 #: The legacy default stream, as streams are numbered in both protocols.  0 means it too, where a caller says it.
 LEGACY_STREAM = 1
 #: Contexts that wait for their next pass on some stream; each has the memory of one pass.
 _MOST_IDLE_CONTEXTS = 4
-#: As in csrc/engine.cpp: several small images go through one pass, more gain nothing.
+#: As in csrc/tiled_run.cpp: several small images go through one pass, more gain nothing.
 _MOST_PASS_IMAGES, _MOST_PASS_PIXELS = 8, 2**20
 
 
@@ -146,6 +147,37 @@ def _from_interface(array: Any, name: str, device: _native.Device, stream: int) 
     return view
 
 
+def check_strides(name: str, view: View) -> None:
+    """What the runtime cannot read in place on a GPU: there it copies nothing."""
+    strides = [stride for size, stride in zip(view.shape, view.strides, strict=True) if size > 1]
+    if 0 in strides or any(number % view.item_bytes for number in (view.address, *strides)):
+        raise ValueError(
+            f"{name} in GPU memory must be aligned and have no repeated axis, its strides are {view.strides} bytes; "
+            "make a contiguous copy"
+        )
+
+
+def view_of_out(
+    out: Any,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    class_axes: int,
+    image: View,
+    ordinal: int,
+    device: _native.Device,
+    stream: int,
+) -> View:
+    if not is_cuda_array(out):
+        raise TypeError(f"out must be an array in GPU memory, as image is, got {type(out).__name__}")
+    view = view_of(out, "out", ordinal, device, stream)
+    check_result(view.dtype, view.shape, view.strides, view.read_only, shape, dtype, class_axes)
+    check_strides("out", view)
+    (first, end), (image_first, image_end) = view.span(), image.span()
+    if first < image_end and image_first < end:
+        raise ValueError("out shares memory with image; the result is written while the image is still read")
+    return view
+
+
 class CudaArray:
     """A result in GPU memory: uint8 masks or float32 probabilities, C order.
 
@@ -235,12 +267,12 @@ class Passes:
     """Passes on streams of callers: the contexts that they run in, and the arrays that they still use."""
 
     def __init__(self, engine: _native.Engine, ordinal: int) -> None:
-        self._engine = engine
-        self.device = _native.Device(ordinal)
-        self._lock = threading.Lock()
         # A context on a stream of its own: passes of one context follow each other.
         self._idle: dict[tuple[int, ...], list[_native.Context]] = {}
         self._running: deque[tuple[_native.Event, tuple[View, View]]] = deque()
+        self._lock = threading.Lock()
+        self._engine = engine
+        self.device = _native.Device(ordinal)
 
     def run(self, image: View, out: View, stream: int, *, max_value: float, threshold: float) -> _native.Event:
         """Puts passes over (N, H, W, C) on the stream; returns their end.  Both arrays are kept until then."""

@@ -15,11 +15,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import _native
-from .arrays import as_image_batch, batch_index, check_dtype
-from .cuda_arrays import LEGACY_STREAM, CudaArray, Passes, View, is_cuda_array, stream_handle, view_of
+from .arrays import as_image_batch, batch_index, check_dtype, check_out, dtype_named
+from .cuda_arrays import (
+    LEGACY_STREAM,
+    CudaArray,
+    Passes,
+    View,
+    check_strides,
+    is_cuda_array,
+    stream_handle,
+    view_of,
+    view_of_out,
+)
 from .engine_file import read_document
 from .errors import EngineFileError, UnsupportedError
 from .several_gpus import ALL_GPUS, SeveralGpus
@@ -315,7 +324,7 @@ class Engine:
         if out is None:
             out = np.empty(shape, dtype)
         else:
-            _check_out(out, shape, dtype, self._class_axes(dtype), batch)
+            check_out(out, shape, dtype, self._class_axes(dtype), batch)
         mode, tile_side, tile_overlap = options
         self._native.segment(
             batch,
@@ -348,26 +357,27 @@ class Engine:
                 f'image is in GPU memory, device="{ALL_GPUS}" is for images in host memory; open an engine on its GPU'
             )
         ordinal = int(self.info.device.removeprefix("cuda:"))
-        if self._passes is None:
-            self._passes = Passes(self._native, ordinal)
-        device = self._passes.device
+        passes = self._passes
+        if passes is None:
+            passes = self._passes = Passes(self._native, ordinal)
+        device = passes.device
         order = LEGACY_STREAM if stream is None else stream
         source = view_of(image, "image", ordinal, device, order)
-        check_dtype(_dtype_named(source.dtype))
+        check_dtype(dtype_named(source.dtype))
         index, was_batch = batch_index(source.shape, self.info.channels)
-        _check_strides("image", source)
+        check_strides("image", source)
         shape = self._result_shape(source.indexed(index).shape, was_batch, dtype, options)
         if out is None:
             result = CudaArray(device, ordinal, shape, dtype)
             target = result.view()
         else:
             result = out
-            target = _view_of_out(out, shape, dtype, self._class_axes(dtype), source, ordinal, device, order)
+            target = view_of_out(out, shape, dtype, self._class_axes(dtype), source, ordinal, device, order)
         batch = source.indexed(index)
         if not was_batch:
             target = target.indexed((None, *[slice(None)] * len(shape)))
         if stream is not None and self._is_one_pass(batch, options):
-            end = self._passes.run(batch, target, stream, max_value=white, threshold=threshold)
+            end = passes.run(batch, target, stream, max_value=white, threshold=threshold)
             if isinstance(result, CudaArray):
                 result.comes_after(end)
             return result
@@ -436,6 +446,7 @@ class Engine:
         try:
             self._native.tune(path=path, **_pass_shape(batch, height, width))
         finally:
+            self._passes = None  # whose contexts have the kernels of before
             self._refresh()
         return Tuning.read(self.info.tuning_file)
 
@@ -600,76 +611,3 @@ def _as_float(name: str, value: SupportsFloat) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}") from None
     except OverflowError:  # of an integer
         raise ValueError(f"{name} is beyond the largest float") from None
-
-
-def _dtype_named(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        raise TypeError(f"image dtype must be uint8, uint16 or float32, got {name}") from None
-
-
-def _check_strides(name: str, view: View) -> None:
-    """What the runtime cannot read in place on a GPU: there it copies nothing."""
-    strides = [stride for size, stride in zip(view.shape, view.strides, strict=True) if size > 1]
-    if 0 in strides or any(number % view.item_bytes for number in (view.address, *strides)):
-        raise ValueError(
-            f"{name} in GPU memory must be aligned and have no repeated axis, its strides are {view.strides} bytes; "
-            "make a contiguous copy"
-        )
-
-
-def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], class_axes: int, batch: NDArray[Any]) -> None:
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array, as image is in host memory, got {type(out).__name__}")
-    _check_result(str(out.dtype), out.shape, out.strides, not out.flags.writeable, shape, dtype, class_axes)
-    if not out.flags.aligned:
-        raise ValueError("out must be aligned to its dtype")
-    if np.may_share_memory(out, batch):
-        raise ValueError("out shares memory with image; the result is written while the image is still read")
-
-
-def _view_of_out(
-    out: Any,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    class_axes: int,
-    image: View,
-    ordinal: int,
-    device: _native.Device,
-    stream: int,
-) -> View:
-    if not is_cuda_array(out):
-        raise TypeError(f"out must be an array in GPU memory, as image is, got {type(out).__name__}")
-    view = view_of(out, "out", ordinal, device, stream)
-    _check_result(view.dtype, view.shape, view.strides, view.read_only, shape, dtype, class_axes)
-    _check_strides("out", view)
-    (first, end), (image_first, image_end) = view.span(), image.span()
-    if first < image_end and image_first < end:
-        raise ValueError("out shares memory with image; the result is written while the image is still read")
-    return view
-
-
-def _check_result(
-    given_dtype: str,
-    given: tuple[int, ...],
-    strides: tuple[int, ...],
-    read_only: bool,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    class_axes: int,
-) -> None:
-    """An array `out` with its strides in bytes against what is to be written, `shape` with 0 or 1 axes for classes."""
-    if given_dtype != dtype:
-        raise TypeError(f"out must have dtype {dtype}, got {given_dtype}")
-    if given != shape:
-        raise ValueError(f"out must have shape {shape}, got {given}")
-    if read_only:
-        raise ValueError("out is read-only")
-    # A row is the width and, if there is one, the axis of the classes.
-    row, tight = True, dtype.itemsize
-    for size, stride in list(zip(shape, strides, strict=True))[: -2 - class_axes : -1]:
-        row = row and (size == 1 or stride == tight)
-        tight *= size
-    if not row or any(stride < 0 for stride in strides):
-        raise ValueError(f"out must have contiguous rows and no negative strides, its strides are {strides}")

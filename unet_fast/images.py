@@ -12,6 +12,7 @@ planar channels, odd compressions).
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,7 +230,7 @@ def write_beside(path: str | Path) -> Iterator[Path]:
     If the body raises, the temporary file is removed and an older `path` stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.part")  # no two threads' is the same
     try:
         yield temporary
         with open(temporary, "rb+") as file:

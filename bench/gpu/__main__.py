@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from tests.gpu.run import Gpu, environment, find_gpu, prepare
 
-from bench.workloads import Network, Networks
-from tests.gpu.run import Gpu, find_gpu
-from unet_fast import Engine
-from unet_fast.freeze import Precision
-from unet_fast.spec import UNetSpec
-
-from . import carried, ceilings, contestants, report
-from .device import Cuda, Device, Rehearsal
-
+# What needs the package is imported once that is built.
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ("relunet16", "relunet64")
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
-SIDES = (128, 256, 512, 1024, 2048)
-#: Largest relative error against float64 in fp16.
-LIMIT = 5e-3
-#: Pixels in one pass, so that the largest takes some GB.
-MOST_PIXELS = 2**22
+#: In the order of their worth.  Each is a process of its own: an error after which the driver refuses every call, or a
+#: compiler that takes too long, costs the results of one.  It may take so much of the time that is left, so that one
+#: that hangs leaves some for the others.
+SHARES = {
+    "ceilings": 0.25, "relunet16": 0.4, "relunet64": 0.6, "relunet16-compiled": 0.5, "relunet64-compiled": 1.0
+}  # fmt: skip
+PIECES = tuple(SHARES)
+#: Kept for tables and pictures; a piece is not begun with less.
+RESERVE_S, LEAST_S = 10.0, 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Latency and throughput on one GPU.")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench-gpu", help="folder (%(default)s)")
     parser.add_argument("--minutes", type=float, default=8.0, help="what takes longer is left out (%(default)s)")
+    parser.add_argument("--pieces", default=",".join(PIECES), help="by comma, of these (%(default)s)")
     parser.add_argument(
         "--rehearse",
         action="store_true",
@@ -51,197 +47,125 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pack", type=Path, help="only compile kernels for --target into this folder, to be carried")
     parser.add_argument("--target", default="sm_90", help="for --pack (%(default)s)")
     parser.add_argument("--kernels", type=Path, help="folder of such kernels, instead of compiling here")
+    parser.add_argument("--commit", default="", help="of the sources, where they are not in a git repository")
     options = parser.parse_args(arguments)
+    if unknown := set(options.pieces.split(",")) - set(PIECES):
+        parser.error(f"no piece is called {', '.join(sorted(unknown))}; there are {', '.join(PIECES)}")
     if options.pack is not None:
-        with tempfile.TemporaryDirectory(prefix="unet_fast-") as folder:
-            for name in PRESETS:
-                print("written:", carried.pack(Networks(Path(folder)).preset(name), options.target, options.pack))
+        _pack(options.pack, options.target)
         return 0
+    began = time.monotonic()
     gpu = find_gpu()
     if isinstance(gpu, str) and not options.rehearse:
         print(f"SKIPPED: nothing was measured, {gpu}")
         return 0
-    if not options.rehearse and not torch.cuda.is_available():
-        print(f"PyTorch {torch.__version__} has no CUDA, or none that this driver runs", file=sys.stderr)
-        return 2
+    if not options.rehearse and (status := prepare(options.kernels)) != 0:
+        return status
     options.output.mkdir(parents=True, exist_ok=True)
-    device = Rehearsal() if options.rehearse else Cuda()
-    run = Run(device, gpu, options.output, options.minutes * 60, options.kernels)
-    run.everything()
-    print(report.text(run.results))
-    run.save()
-    print("written:", *(str(path) for path in [run.path, *report.plots(run.results, options.output)]))
-    return 0
+    path = options.output / "results.json"
+    results = measured(options, gpu, began, path)
+
+    from . import report
+
+    print(report.text(results))
+    print("written:", path, flush=True)
+    print("written:", *(str(picture) for picture in report.plots(results, options.output)))
+    return 0 if results["rows"] else 1
 
 
-class Run:
-    """One run of the program: stages in the order of their worth, each stored once it is done."""
-
-    def __init__(
-        self, device: Device, gpu: Gpu | str, folder: Path, seconds: float, kernels: Path | None = None
-    ) -> None:
-        self.device = device
-        self.kernels = kernels
-        self.rehearsal = isinstance(device, Rehearsal)
-        self.path = folder / "results.json"
-        self.start = time.monotonic()
-        self.seconds = seconds
-        self.target = "" if self.rehearsal or isinstance(gpu, str) else gpu.target
-        self.results: dict[str, Any] = {
-            "about": _about(gpu), "ceilings": {}, "networks": {}, "rows": [], "notes": []
-        }  # fmt: skip
-
-    def everything(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="unet_fast-") as folder:
-            # What was tuned here before does not count, and what is tuned now stays here.
-            os.environ["UNET_FAST_CACHE"] = folder
-            networks = [self.network(name, Path(folder)) for name in PRESETS]
-            engines = self.stage("freezing and checking", lambda: [self.engine(network) for network in networks])
-            self.stage("ceilings", self.ceilings)
-            pairs = list(zip(networks, engines, strict=True))
-            for network, engine in pairs:
-                self.stage(f"{network.name} tuning", partial(self.tune, network, engine))
-            for how in ("", "eager"):
-                for network, engine in pairs:
-                    self.stage(f"{network.name} {how}", partial(self.latency, network, engine, how))
-            for network, engine in pairs:
-                self.stage(f"{network.name} growth", partial(self.growth, network, engine))
-            for network, engine in pairs:
-                self.compiled(network, engine)
-        self.save()
-
-    def stage(self, name: str, work: Callable[[], Any]) -> Any:
-        began = time.monotonic()
-        result = work()
-        self.device.forget()
-        print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
-        self.save()
-        return result
-
-    def left(self) -> float:
-        return self.seconds - (time.monotonic() - self.start)
-
-    def save(self) -> None:
-        self.path.write_text(json.dumps(self.results, indent=1) + "\n")
-
-    def network(self, name: str, folder: Path) -> Network:
-        if self.rehearsal:
-            spec = UNetSpec(in_channels=3, base_width={"relunet16": 8, "relunet64": 16}[name], depth=2, tile=32)
-            return Network(name, spec, spec.tile, folder)
-        return Networks(folder).preset(name)
-
-    def engine(self, network: Network) -> Engine:
-        precision: Precision = "float32" if self.rehearsal else "fp16"
-        device = "cpu" if self.rehearsal else "cuda"
-        if self.kernels is not None:
-            carried.unpack(network, self.target, self.kernels)
-            self.results["notes"].append(f"{network.name}: kernels from {self.kernels}")
-        engine = Engine(network.engine_file(precision, self.target), device=device, precision=precision)
-        weights = sum(value.size for value in network.weights.values())
-        self.results["networks"][network.name] = {
-            "side": network.side,
-            "error": contestants.check(engine, network, LIMIT),
-            "flops": network.flops,
-            "nodes": engine.info.ops,
-            "weight_bytes": 2 * weights,
-            "pixel_bytes": network.side**2 * (network.spec.in_channels + 1),
-        }
-        return engine
-
-    def ceilings(self) -> None:
-        self.results["ceilings"] = dataclasses.asdict(ceilings.measure(self.device, self.rehearsal))
-
-    def row(self, network: Network, what: str, batch: int, side: int, seconds: list[float]) -> None:
-        self.results["rows"].append(
-            {"network": network.name, "what": what, "batch": batch, "side": side, "seconds": seconds}
-        )
-
-    def tune(self, network: Network, engine: Engine) -> None:
-        """The pass before tuning, what tuning finds, and each op after it."""
-        if not self.rehearsal:
-            seconds = contestants.our_device_seconds(self.device, engine, network.batch(1), 100, self.device.passes)
-            self.row(network, report.UNTUNED, 1, network.side, seconds)
-            tuning = engine.tune()
-            shutil.copyfile(tuning.file, self.path.with_name(f"{network.name}.tuning.json"))
-            print(tuning, file=sys.stderr)
-        profile = engine.profile()
-        self.results["networks"][network.name]["ops"] = [dataclasses.asdict(op) for op in profile.ops]
-
-    def latency(self, network: Network, engine: Engine, how: str) -> None:
-        """Batch 1: ours in device and from host memory, or PyTorch's and ours in turns."""
-        image, side = network.batch(1), network.side
-        if how == "":
-            rounds = 5 if self.rehearsal else 200
-            seconds = contestants.our_device_seconds(self.device, engine, image, rounds, self.device.passes)
-            self.row(network, report.OURS, 1, side, seconds)
-            names = {"uf_segment": report.HOST, "Engine.segment": report.PYTHON}
-            host = contestants.our_host_seconds(engine, image, 20 if self.rehearsal else 5000)
-            for name, samples in host.items():
-                self.row(network, names[name], 1, side, samples)
-            return
-        work = contestants.torch_passes(self.device, network, 1, how)
-        passes = self.device.passes
-
-        def theirs() -> None:
-            for _ in range(passes):
-                work()
-
-        ours, others = [], []
-        with contestants.our_passes(self.device, engine, image) as run:
-            for _ in range(3 if self.rehearsal else 60):
-                others += self.device.seconds(theirs, 1)
-                ours += self.device.seconds(lambda: run(passes), 1)
-        what = {"eager": report.EAGER, "compiled": report.COMPILED}[how]
-        self.row(network, what, 1, side, [seconds / passes for seconds in others])
-        self.results["rows"][-1]["ours_in_turns"] = [seconds / passes for seconds in ours]
-
-    def growth(self, network: Network, engine: Engine) -> None:
-        """Over batches at the trained size, and over sides at batch 1."""
-        side = network.side
-        shapes = [(batch, side) for batch in BATCHES[1:]] + [(1, other) for other in SIDES if other != side]
-        if self.rehearsal:
-            shapes = [(2, side), (1, 2 * side)]
-        for batch, rows in shapes:
-            if batch * rows * rows > MOST_PIXELS or self.left() < 60:
-                self.results["notes"].append(f"{network.name}: batch {batch} of {rows} pixels a side was left out")
+def measured(options: argparse.Namespace, gpu: Gpu | str, began: float, path: Path) -> dict[str, Any]:
+    """What all pieces have stored, together; see report.py.  Written to `path` after each of them."""
+    results: dict[str, Any] = {
+        "about": _about(gpu, options.commit), "ceilings": {}, "networks": {}, "rows": [], "notes": []
+    }  # fmt: skip
+    pieces = [piece for piece in PIECES if piece in options.pieces.split(",")]
+    with tempfile.TemporaryDirectory(prefix="unet_fast-") as folder:
+        for piece in pieces:
+            left = options.minutes * 60 - (time.monotonic() - began) - RESERVE_S
+            seconds = left if piece == pieces[-1] else left * SHARES[piece]
+            if seconds < LEAST_S:
+                results["notes"].append(f"{piece}: left out, too little time")
                 continue
-            images = network.batch(batch)
-            repeats = -(-rows // side)
-            if rows != side:
-                images = images.repeat(repeats, axis=1).repeat(repeats, axis=2)[:, :rows, :rows].copy()
-            passes = max(1, self.device.passes * side * side // (batch * rows * rows))
-            rounds = 3 if self.rehearsal else 40
-            seconds = contestants.our_device_seconds(self.device, engine, images, rounds, passes)
-            self.row(network, report.OURS, batch, rows, seconds)
-
-    def compiled(self, network: Network, engine: Engine) -> None:
-        """`torch.compile` may take minutes: last, and only while there is time."""
-        if self.left() < 90:
-            self.results["notes"].append(f"{network.name}: {report.COMPILED} was left out, too little time")
-            return
-        try:
-            self.stage(f"{network.name} compiled", lambda: self.latency(network, engine, "compiled"))
-        except Exception as error:  # a compiler that fails must not cost the results before it
-            self.results["notes"].append(f"{network.name}: {report.COMPILED} failed: {type(error).__name__}: {error}")
+            command = [sys.executable, "-m", "bench.gpu.piece", piece, folder, "--seconds", f"{seconds:.0f}"]
+            command += ["--output", str(options.output)]
+            command += ["--rehearse"] if options.rehearse else ["--target", "" if isinstance(gpu, str) else gpu.target]
+            command += ["--kernels", str(options.kernels.resolve())] if options.kernels else []
+            merge(results, run_piece(piece, command, Path(folder) / f"{piece}.json", seconds))
+            path.write_text(json.dumps(results, separators=(",", ":")).replace("},{", "},\n{") + "\n")
+    return results
 
 
-def _about(gpu: Gpu | str) -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+def run_piece(name: str, command: list[str], stored: Path, seconds: float) -> dict[str, Any]:
+    """What a piece has stored in `stored` when it ends or is stopped, with a note where that was too early."""
+    began = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True)
+    why = ""
     try:
-        import triton
-    except ImportError:
-        compiler = "none"
-    else:
-        compiler = triton.__version__
+        if (status := process.wait(seconds)) != 0:
+            why = f"{name}: ended early, with status {status}"
+    except subprocess.TimeoutExpired:
+        why = f"{name}: stopped after {seconds:.0f} s"
+    finally:  # with the compilers that it has started
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            process.wait(LEAST_S)
+        except subprocess.TimeoutExpired:
+            why += ", and is still there: the driver has not let go of it"
+    print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+    part: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
+    return {**part, "notes": [*part.get("notes", []), *([why] if why else [])]}
+
+
+def merge(results: dict[str, Any], part: dict[str, Any]) -> None:
+    """Adds what a piece has found."""
+    results["ceilings"].update(part.get("ceilings", {}))
+    for name, facts in part.get("networks", {}).items():
+        results["networks"].setdefault(name, {}).update(facts)
+    results["rows"] += part.get("rows", [])
+    results["notes"] += part["notes"]
+
+
+def _pack(folder: Path, target: str) -> None:
+    from bench.workloads import Networks
+
+    from . import carried
+
+    with tempfile.TemporaryDirectory(prefix="unet_fast-") as made:
+        for name in PRESETS:
+            print("written:", carried.pack(Networks(Path(made)).preset(name), target, folder))
+    print("written:", carried.pack_headers(folder))
+
+
+def _about(gpu: Gpu | str, commit: str) -> dict[str, str]:
     return {
         "gpu": gpu if isinstance(gpu, str) else gpu.name,
-        "driver": "-" if isinstance(gpu, str) else f"CUDA {gpu.driver // 1000}.{gpu.driver % 1000 // 10}",
+        "driver": "-" if isinstance(gpu, str) else f"{_driver()}CUDA {gpu.driver // 1000}.{gpu.driver % 1000 // 10}",
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": compiler,
-        "commit": commit.stdout.strip() or "unknown",
+        **{name: _version(name) for name in ("torch", "triton", "numpy")},
+        "commit": commit or _output("git", "rev-parse", "--short", "HEAD") or "unknown",
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _driver() -> str:
+    version = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+    return f"{version}, " if version else ""
+
+
+def _output(*command: str) -> str:
+    """What a command prints; "" where it fails or is not installed."""
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 python -m bench.gpu --pack FOLDER --target sm_90      here; then on the machine with the GPU
 python -m bench.gpu --kernels FOLDER
+
+With them go the headers that building the native library needs and that a machine with PyTorch may lack.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import safetensors
 import safetensors.numpy
 
 from bench.workloads import Network
+from tests.gpu.run import JSON_HEADER, json_header
 from unet_fast import engine_file
 
 _KEY = "kernels"
@@ -26,6 +30,14 @@ def pack(network: Network, target: str, folder: Path) -> Path:
     path = _path(folder, network)
     safetensors.numpy.save_file(code, path, {_KEY: json.dumps(file.document["kernels"])})
     return path
+
+
+def pack_headers(folder: Path) -> Path:
+    """Copies nlohmann's headers to where `tests.gpu.run.prepare` looks for them.  `FileNotFoundError` without them."""
+    found = json_header()
+    if found is None:
+        raise FileNotFoundError(f"{JSON_HEADER} is not here; install nlohmann_json")
+    return Path(shutil.copytree(found.parent, (folder / "include" / JSON_HEADER).parent, dirs_exist_ok=True))
 
 
 def unpack(network: Network, target: str, folder: Path) -> Path:

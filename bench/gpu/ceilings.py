@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 
-from .device import Cuda, Device
+from .device import Cuda, Device, Work
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """operations_per_s  of a large fp16 matrix product of random numbers, 2 per multiply-add
-    bytes_per_s       of a copy far beyond every cache, read and written
-    node_s            of one more kernel in a chain that is replayed as a CUDA graph
-    """
-
-    operations_per_s: float
-    bytes_per_s: float
-    node_s: float
-
-
-def measure(device: Device, quick: bool) -> Ceilings:
-    side, elements, rounds = (256, 2**20, 3) if quick else (8192, 2**30, 20)
+def operations_per_s(device: Device, quick: bool) -> float:
+    """Of a large fp16 matrix product of random numbers, 2 per multiply-add."""
+    side, rounds = (256, 3) if quick else (8192, 20)
     dtype = torch.float16 if isinstance(device, Cuda) else torch.float32
     a, b = (torch.randn(side, side, device=device.name, dtype=dtype) for _ in range(2))
     target = torch.empty_like(a)
-    product = statistics.median(device.seconds(lambda: torch.mm(a, b, out=target), rounds + 3)[3:])
+    device.warm_up(lambda: torch.mm(a, b, out=target))
+    return 2 * side**3 / statistics.median(device.seconds(lambda: torch.mm(a, b, out=target), rounds))
+
+
+def bytes_per_s(device: Device, quick: bool) -> float:
+    """Of a copy far beyond every cache, read and written."""
+    elements, rounds = (2**20, 3) if quick else (2**30, 20)
     source = torch.randint(0, 255, (elements,), dtype=torch.uint8, device=device.name)
     copy = torch.empty_like(source)
-    copied = statistics.median(device.seconds(lambda: copy.copy_(source), rounds + 3)[3:])
-    return Ceilings(2 * side**3 / product, 2 * elements / copied, _node_seconds(device))
+    device.warm_up(lambda: copy.copy_(source))
+    return 2 * elements / statistics.median(device.seconds(lambda: copy.copy_(source), rounds))
 
 
-def _node_seconds(device: Device) -> float:
+def node_s(device: Device, quick: bool) -> float:
+    """Of one more kernel in a chain that is replayed as a CUDA graph."""
+    return _node_seconds(device, _nothing(device, early=False))
+
+
+def early_node_s(device: Device, quick: bool) -> float:
+    """Likewise, where each kernel may start before the one before it has ended, and waits for it."""
+    return _node_seconds(device, _nothing(device, early=True))
+
+
+#: By their names in the results; `quick` for a rehearsal.
+MEASURES: dict[str, Callable[[Device, bool], float]] = {
+    measure.__name__: measure for measure in (operations_per_s, bytes_per_s, node_s, early_node_s)
+}
+
+
+def _node_seconds(device: Device, kernel: Work) -> float:
     """From chains of two lengths, so that what a launch costs as a whole cancels out."""
-    kernel = _nothing(device)
     short, long = 50, 250
     times = {}
     for length in (short, long):
@@ -50,10 +59,10 @@ def _node_seconds(device: Device) -> float:
     return (times[long] - times[short]) / (long - short)
 
 
-def _nothing(device: Device) -> Any:
+def _nothing(device: Device, early: bool) -> Work:
     """Launches a kernel of one block that does nothing."""
     if not isinstance(device, Cuda):
         return lambda: None
-    from .nothing import nothing
+    from .nothing import nothing, wait
 
-    return lambda: nothing[(1,)](num_warps=4)
+    return lambda: wait[(1,)](num_warps=4, launch_pdl=True) if early else nothing[(1,)](num_warps=4)

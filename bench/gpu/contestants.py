@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,19 +14,42 @@ import torch
 
 from bench.c_api import CEngine
 from bench.workloads import Array, Network, relative_error, sigmoid
-from unet_fast import Engine
+from unet_fast import Engine, engine_file
 
 from .device import Cuda, Device, Work
 
 
-def check(engine: Engine, network: Network, limit: float) -> float:
-    """Relative error of the probabilities of two images against PyTorch in float64; raises beyond `limit`."""
-    error = relative_error(
-        engine.probability(network.batch(2), tiling="none"), sigmoid(network.batch_logits(2)).squeeze(-1)
-    )
+def check(engine: Engine, network: Network, count: int, limit: float) -> float:
+    """Relative error of the probabilities of `count` images against PyTorch in float64; raises beyond `limit`."""
+    return _error(engine, network, network.batch(count), network.batch_logits(count), limit)
+
+
+def check_side(device: Device, engine: Engine, network: Network, images: Array, limit: float) -> float:
+    """Likewise for images of any side, against PyTorch in float32 on the device, where float64 would take minutes."""
+    model = copy.deepcopy(network.torch_model).to(device.name)
+    pixels = torch.from_numpy(images).to(device.name).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        logits = model(pixels).permute(0, 2, 3, 1).cpu().numpy()
+    return _error(engine, network, images, logits.astype(np.float64), limit)
+
+
+def _error(engine: Engine, network: Network, images: Array, logits: Array, limit: float) -> float:
+    error = relative_error(engine.probability(images, tiling="none"), sigmoid(logits).squeeze(-1))
     if not error <= limit:
-        raise RuntimeError(f"{network.name}: relative error {error:.1e} against float64, at most {limit:.0e} is right")
+        size = " x ".join(map(str, images.shape))
+        raise RuntimeError(f"{network.name}: relative error {error:.1e} for {size}, at most {limit:.0e} is right")
     return error
+
+
+def with_ordinary_edges(path: Path) -> Path:
+    """A copy of an engine file in whose passes each kernel starts when the one before it has ended, not earlier."""
+    file = engine_file.read(path)
+    kernels = [
+        {**entry, "code": [{**code, "pdl": False} for code in entry["code"]]} for entry in file.document["kernels"]
+    ]
+    return engine_file.write(
+        path.with_stem(f"{path.stem}-ordinary"), {**file.document, "kernels": kernels}, file.tensors
+    )
 
 
 @contextmanager
@@ -48,7 +73,7 @@ def our_passes(device: Device, engine: Engine, images: Array) -> Iterator[Callab
 def our_device_seconds(device: Device, engine: Engine, images: Array, rounds: int, passes: int) -> list[float]:
     """Seconds per pass, `passes` of them back to back."""
     with our_passes(device, engine, images) as run:
-        device.seconds(lambda: run(passes), 3)
+        device.warm_up(lambda: run(passes))
         return [seconds / passes for seconds in device.seconds(lambda: run(passes), rounds)]
 
 
@@ -70,9 +95,8 @@ def torch_passes(device: Device, network: Network, batch: int, how: str) -> Work
 
     `how`: "eager", or "compiled" by `torch.compile(mode="max-autotune")`, which makes the graph itself.
     """
-    torch.backends.cudnn.benchmark = True
     dtype = torch.float16 if isinstance(device, Cuda) else torch.float32
-    model = network.torch_model.to(device.name, dtype)
+    model = copy.deepcopy(network.torch_model).to(device.name, dtype)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     pixels = network.pixels(batch).to(device.name, dtype).contiguous(memory_format=torch.channels_last)
 
@@ -95,7 +119,7 @@ def torch_passes(device: Device, network: Network, batch: int, how: str) -> Work
         work()
     device.synchronise()
     expected = network.batch_logits(min(batch, 2))[..., 0] > 0
-    given = run()[: len(expected), 0].cpu().numpy() > 0
+    given = work()[: len(expected), 0].cpu().numpy() > 0
     if np.mean(given == expected) < 0.99:
         raise RuntimeError(f"PyTorch ({how}) gives another mask than in float64")
     return work

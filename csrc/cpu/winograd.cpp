@@ -196,6 +196,22 @@ int widest_block(const WinogradConvolution &convolution) {
     return vectors;
 }
 
+int64_t window_element(const WinogradConvolution &convolution) {
+    return static_cast<int64_t>(convolution.bf16_products ? sizeof(Bf16) : sizeof(float));
+}
+
+// Of all sources, padded.
+int64_t input_channels(const WinogradConvolution &convolution) {
+    const WinogradSource &last = convolution.sources.back();
+    return last.first_channel + last.channels;
+}
+
+// Of windows; a product takes so many.
+int64_t part_channels(const WinogradConvolution &convolution) {
+    const int64_t channels = input_channels(convolution);
+    return convolution.transforms_late ? std::min(late_units, channels) : channels;
+}
+
 // Lines of cache; an odd number of them from position to position keeps those of a tile in different sets.
 int64_t odd_lines(int64_t bytes) {
     constexpr int64_t line = 64;
@@ -255,17 +271,18 @@ std::vector<WinogradConvolution> prepare_winograd(const Op &op, const std::vecto
 }
 
 Positions transformed_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data) {
-    const WinogradSource &last = convolution.sources.back();
-    const int64_t channels = last.first_channel + last.channels;
-    const int64_t tile = channels * static_cast<int64_t>(convolution.bf16_products ? sizeof(Bf16) : sizeof(float));
+    const int64_t channels = input_channels(convolution), part = part_channels(convolution);
+    const int64_t tile = part * window_element(convolution);
     // Strides of many lines would put the tiles of a block into few sets of the cache.
     const int64_t tile_stride = tile < 1024 ? tile : odd_lines(tile);
-    return {data, odd_lines(tiles * tile_stride), tile_stride};
+    const int64_t part_stride = odd_lines(tiles * tile_stride), parts = (channels + part - 1) / part;
+    return {data, odd_lines(parts * part_stride), part_stride, tile_stride};
 }
 
 Positions product_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data) {
     const auto tile_stride = static_cast<int64_t>(sizeof(float)) * widest_block(convolution) * convolution.lanes;
-    return {data, odd_lines(tiles * tile_stride), tile_stride};
+    const int64_t position_stride = odd_lines(tiles * tile_stride);
+    return {data, position_stride, position_stride, tile_stride};
 }
 
 int64_t transformed_bytes(const WinogradConvolution &convolution, int64_t tiles) {
@@ -326,7 +343,7 @@ void transform_windows(const WinogradConvolution &convolution, const KernelTable
         const int64_t y = run.row * convolution.tile + source.dy, x = run.column * convolution.tile + source.dx;
         WinogradInput row;
         row.tile = convolution.tile;
-        row.input = from.pixel(run.image, y, x);
+        const std::byte *pixel = from.pixel(run.image, y, x);
         row.row_stride = from.row_stride;
         row.pixel_stride = from.pixel_stride;
         row.rows = from.height + from.halo - y;
@@ -334,12 +351,18 @@ void transform_windows(const WinogradConvolution &convolution, const KernelTable
         row.input_is_bf16 = from.bf16;
         row.prefetches = source.input > 0; // a skip connection, which was written long before
         row.tiles = run.tiles;
-        row.vectors = source.channels / convolution.lanes;
         row.output_is_bf16 = convolution.bf16_products;
-        row.output = to.data + source.first_channel * static_cast<int64_t>(convolution.bf16_products ? 2 : 4);
         row.position_stride = to.position_stride;
         row.tile_stride = to.tile_stride;
-        kernels.winograd->input(row);
+        const int64_t part = part_channels(convolution), end = source.first_channel + source.channels;
+        for (int64_t channel = source.first_channel; channel < end;) {
+            const int64_t channels = std::min(end - channel, part - channel % part);
+            row.input = pixel + (channel - source.first_channel) * static_cast<int64_t>(from.bf16 ? 2 : 4);
+            row.vectors = static_cast<int>(channels / convolution.lanes);
+            row.output = to.data + channel / part * to.part_stride + channel % part * window_element(convolution);
+            kernels.winograd->input(row);
+            channel += channels;
+        }
     }
 }
 
@@ -376,7 +399,7 @@ void multiply(const WinogradConvolution &convolution, const KernelTable &kernels
             kernels.winograd->weights({convolution.tile, phase.skipped_row, phase.skipped_column,
                                        reinterpret_cast<const float *>(taps), product.units, block.vectors,
                                        reinterpret_cast<float *>(late_weights), product.weight_position_stride});
-            product.input = from.data + unit * static_cast<int64_t>(sizeof(float));
+            product.input = from.data + unit / late_units * from.part_stride;
             // The taps of the next units, phase or block follow.
             product.next_bytes = product.units * taps_of(phase) * block.vectors * vector_bytes;
             product.next = reinterpret_cast<const char *>(taps) + product.next_bytes;

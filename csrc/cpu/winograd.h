@@ -107,12 +107,15 @@ void for_each_run(const WinogradSchedule &schedule, int64_t begin, int64_t end, 
     }
 }
 
-// Transformed windows, or products: [position][tile][channel].
+// Transformed windows, or products: [position][part][tile][channel of the part].  Windows have a part for so many
+// channels as `multiply` takes at once, so that it reads them in a row.
 struct Positions {
     std::byte *data = nullptr;
-    int64_t position_stride = 0, tile_stride = 0; // bytes
+    int64_t position_stride = 0, part_stride = 0, tile_stride = 0; // bytes
 
-    Positions from_tile(int64_t tile) const { return {data + tile * tile_stride, position_stride, tile_stride}; }
+    Positions from_tile(int64_t tile) const {
+        return {data + tile * tile_stride, position_stride, part_stride, tile_stride};
+    }
 };
 
 // Where they lie for so many tiles, and how much memory that takes.

@@ -34,7 +34,7 @@ struct Cycles {
     static double output_transform(int tile) { return tile == 2 ? 40.0 : 110.0; }
     // Per unit and vector of channels whose weights are transformed late, by position; they come from memory while the
     // products before them run.
-    static double late_transform(int positions) { return 12.0 * positions; }
+    static double late_transform(int positions) { return 5.0 * positions; }
     // Tiles for which that is done once: see `schedule`.
     static constexpr double late_range = 64.0;
 };

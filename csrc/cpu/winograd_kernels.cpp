@@ -141,51 +141,54 @@ void transform_input(const WinogradInput &row) {
     transform_input_of<Float32, Float32>(row);
 }
 
-// P tiles x Q vectors at one position, in registers.
+// Blocks of P tiles x Q vectors at one position, one after the other, each in registers.
 template <class Number, int P, int Q>
-void multiply_block(const char *input, int64_t stride, const Vector *weights, int64_t units, bool adds, char *output,
-                    int64_t output_stride) {
-    Vector sum[P][Q] = {};
-    if (adds) {
+void multiply_blocks(int64_t blocks, const char *input, int64_t stride, const Vector *first_weights, int64_t units,
+                     bool adds, char *output, int64_t output_stride) {
+    for (int64_t block = 0; block < blocks; ++block, input += P * stride) {
+        Vector sum[P][Q] = {};
+        if (adds) {
 #pragma GCC unroll 32
-        for (int p = 0; p < P; ++p) {
+            for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-            for (int q = 0; q < Q; ++q)
-                sum[p][q] = Float32::load(output + p * output_stride + q * sizeof(Vector));
+                for (int q = 0; q < Q; ++q)
+                    sum[p][q] = Float32::load(output + p * output_stride + q * sizeof(Vector));
+            }
         }
-    }
-    // As in conv_block: base + {0, 1, 2, 3} * stride fits the addressing modes.
-    const char *base[(P + 3) / 4];
+        // As in conv_block: base + {0, 1, 2, 3} * stride fits the addressing modes.
+        const char *base[(P + 3) / 4];
 #pragma GCC unroll 8
-    for (int g = 0; g < (P + 3) / 4; ++g)
-        base[g] = input + 4 * g * stride;
-    for (int64_t unit = 0; unit < units; ++unit, weights += Q) {
-        Vector weight[Q];
-#pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q)
-            weight[q] = weights[q];
-#pragma GCC unroll 32
-        for (int p = 0; p < P; ++p) {
+        for (int g = 0; g < (P + 3) / 4; ++g)
+            base[g] = input + 4 * g * stride;
+        const Vector *weights = first_weights;
+        for (int64_t unit = 0; unit < units; ++unit, weights += Q) {
+            Vector weight[Q];
 #pragma GCC unroll 4
             for (int q = 0; q < Q; ++q)
-                Number::multiply_add(sum[p][q], weight[q], base[p / 4] + p % 4 * stride + 4 * unit);
-        }
-    }
+                weight[q] = weights[q];
 #pragma GCC unroll 32
-    for (int p = 0; p < P; ++p) {
+            for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-        for (int q = 0; q < Q; ++q)
-            Float32::store(output + p * output_stride + q * sizeof(Vector), sum[p][q]);
+                for (int q = 0; q < Q; ++q)
+                    Number::multiply_add(sum[p][q], weight[q], base[p / 4] + p % 4 * stride + 4 * unit);
+            }
+        }
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p, output += output_stride) {
+#pragma GCC unroll 4
+            for (int q = 0; q < Q; ++q)
+                Float32::store(output + q * sizeof(Vector), sum[p][q]);
+        }
     }
 }
 
 template <class Number, int P, int Q>
-void multiply_block_of(int64_t tiles, const char *input, int64_t stride, const Vector *weights, int64_t units,
-                       bool adds, char *output, int64_t output_stride) {
+void multiply_blocks_of(int64_t tiles, int64_t blocks, const char *input, int64_t stride, const Vector *weights,
+                        int64_t units, bool adds, char *output, int64_t output_stride) {
     if constexpr (P > 0) {
         if (tiles == P)
-            return multiply_block<Number, P, Q>(input, stride, weights, units, adds, output, output_stride);
-        multiply_block_of<Number, P - 1, Q>(tiles, input, stride, weights, units, adds, output, output_stride);
+            return multiply_blocks<Number, P, Q>(blocks, input, stride, weights, units, adds, output, output_stride);
+        multiply_blocks_of<Number, P - 1, Q>(tiles, blocks, input, stride, weights, units, adds, output, output_stride);
     }
 }
 
@@ -198,34 +201,41 @@ inline void prefetch_next(const WinogradProduct &product, int64_t i, int64_t n) 
         __builtin_prefetch(at, 0, 2);
 }
 
-// The tiles fall into blocks of almost equal size, so that none is a small, slow remainder.
+// In blocks of at most `most` tiles, of almost equal size, so that none is a small, slow remainder.
+template <class Number, int most, int Q> void multiply_by(const WinogradProduct &product) {
+    const int64_t blocks = (product.tiles + most - 1) / most;
+    const int64_t tiles = product.tiles / blocks, larger = product.tiles % blocks; // blocks with a tile more
+    for (int i = 0; i < product.position_count; ++i) {
+        const int64_t position = product.positions[i];
+        prefetch_next(product, i, product.position_count);
+        const auto *weights = reinterpret_cast<const Vector *>(static_cast<const char *>(product.weights) +
+                                                               i * product.weight_position_stride);
+        const char *input = static_cast<const char *>(product.input) + position * product.position_stride;
+        char *output = reinterpret_cast<char *>(product.output) + position * product.output_position_stride;
+        multiply_blocks_of<Number, most, Q>(tiles + 1, larger, input, product.tile_stride, weights, product.units,
+                                            product.adds, output, product.output_tile_stride);
+        const int64_t done = larger * (tiles + 1);
+        multiply_blocks_of<Number, most, Q>(tiles, blocks - larger, input + done * product.tile_stride,
+                                            product.tile_stride, weights, product.units, product.adds,
+                                            output + done * product.output_tile_stride, product.output_tile_stride);
+    }
+}
+
 template <class Number, int Q> void multiply_of(const WinogradProduct &product) {
     if constexpr (Q > 0) {
         if (product.vectors != Q)
             return multiply_of<Number, Q / 2>(product);
-        constexpr int most = block_rows(Q);
-        const int64_t blocks = (product.tiles + most - 1) / most;
-        for (int i = 0; i < product.position_count; ++i) {
-            const int64_t position = product.positions[i];
-            prefetch_next(product, i, product.position_count);
-            const auto *weights = reinterpret_cast<const Vector *>(static_cast<const char *>(product.weights) +
-                                                                   i * product.weight_position_stride);
-            const char *input = static_cast<const char *>(product.input) + position * product.position_stride;
-            char *output = reinterpret_cast<char *>(product.output) + position * product.output_position_stride;
-            for (int64_t block = 0; block < blocks; ++block) {
-                const int64_t first = product.tiles * block / blocks, end = product.tiles * (block + 1) / blocks;
-                multiply_block_of<Number, most, Q>(
-                    end - first, input + first * product.tile_stride, product.tile_stride, weights, product.units,
-                    product.adds, output + first * product.output_tile_stride, product.output_tile_stride);
-            }
-        }
+        if (product.units <= few_units)
+            return multiply_by<Number, few_unit_rows(Q), Q>(product);
+        multiply_by<Number, block_rows(Q), Q>(product);
     }
 }
 
 template <class Number> void multiply(const WinogradProduct &product) { multiply_of<Number, widest>(product); }
 
-// One tile, one vector of channels; `bias` of that vector.  Positions in the skipped row and column are zero.
-template <class Number, int m, int skipped_row, int skipped_column>
+// One tile, one vector of channels.  Positions in the skipped row and column are zero.  `inner`: all pixels of the tile
+// exist and have the same bias.
+template <class Number, int m, int skipped_row, int skipped_column, bool inner>
 void finish_tile(const WinogradOutput &row, int64_t tile, int64_t vector) {
     constexpr int n = m + 2;
     const char *input = reinterpret_cast<const char *>(row.input) + tile * row.tile_stride + vector * sizeof(Vector);
@@ -251,30 +261,55 @@ void finish_tile(const WinogradOutput &row, int64_t tile, int64_t vector) {
             column[u] = transformed[u][x];
         Vector results[m];
         Filtering<m>::output(column, results);
-        if (x >= columns)
+        if (!inner && x >= columns)
             break;
-        const bool first = row.first_column && tile == 0 && x == 0, last = x == columns - 1;
+        const bool first = !inner && row.first_column && tile == 0 && x == 0, last = !inner && x == columns - 1;
         const int64_t bias = (first ? 0 : last ? 2 : 1) * row.bias_stride + vector * lane_count;
         char *to = output + x * row.pixel_stride;
 #pragma GCC unroll 4
         for (int y = 0; y < m; ++y) {
-            pixels[y][0] = results[y] + Float32::load(row.bias[y] + bias);
-            if (row.adds && y < row.rows)
+            pixels[y][0] = results[y] + Float32::load(row.bias[inner ? 0 : y] + bias);
+            if (row.adds && (inner || y < row.rows))
                 pixels[y][0] += Number::load(to + y * row.row_stride);
         }
         activate(pixels, row.activation, row.slope);
 #pragma GCC unroll 4
         for (int y = 0; y < m; ++y) {
-            if (y < row.rows)
+            if (inner || y < row.rows)
                 Number::store(to + y * row.row_stride, pixels[y][0]);
         }
     }
 }
 
+// The pixels of a tile further on, which the tensor's last readers and writers left beyond the second cache.
+template <int m> inline void prefetch_pixels(const WinogradOutput &row, int64_t tile) {
+    constexpr int64_t distance = 2; // tiles
+    if (tile + distance >= row.tiles)
+        return;
+    const char *pixel = static_cast<const char *>(row.output) + (tile + distance) * m * row.pixel_stride;
+#pragma GCC unroll 4
+    for (int x = 0; x < m; ++x, pixel += row.pixel_stride) {
+#pragma GCC unroll 4
+        for (int y = 0; y < m; ++y)
+            __builtin_prefetch(pixel + y * row.row_stride, 1);
+    }
+}
+
 template <class Number, int m, int skipped_row, int skipped_column> void finish_tiles(const WinogradOutput &row) {
+    bool whole_rows = row.rows >= m;
+    for (int y = 1; y < m; ++y)
+        whole_rows = whole_rows && row.bias[y] == row.bias[0];
     for (int64_t tile = 0; tile < row.tiles; ++tile) {
-        for (int vector = 0; vector < row.vectors; ++vector)
-            finish_tile<Number, m, skipped_row, skipped_column>(row, tile, vector);
+        const int64_t columns = row.columns - tile * m;
+        const bool same_bias = row.bias_stride == 0 || ((tile > 0 || !row.first_column) && columns > m);
+        const bool inner = whole_rows && columns >= m && same_bias;
+        prefetch_pixels<m>(row, tile);
+        for (int vector = 0; vector < row.vectors; ++vector) {
+            if (inner)
+                finish_tile<Number, m, skipped_row, skipped_column, true>(row, tile, vector);
+            else
+                finish_tile<Number, m, skipped_row, skipped_column, false>(row, tile, vector);
+        }
     }
 }
 

@@ -30,6 +30,7 @@ constexpr int CU_POINTER_ATTRIBUTE_MEMORY_TYPE = 2;
 constexpr int CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL = 9;
 constexpr unsigned CU_MEMORYTYPE_DEVICE = 2;
 constexpr unsigned CU_STREAM_DEFAULT = 0;
+const CUstream CU_STREAM_LEGACY = reinterpret_cast<CUstream>(uintptr_t{1}); // the default stream by its own name
 constexpr unsigned CU_EVENT_DEFAULT = 0;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 constexpr unsigned CU_MEMHOSTALLOC_DEFAULT = 0;
@@ -118,7 +119,7 @@ template <class... Arguments> class Function {
     FUNCTION(host_free, cuMemFreeHost, void *)                                                                         \
     FUNCTION(copy_to_device, cuMemcpyHtoDAsync_v2, CUdeviceptr, const void *, size_t, CUstream)                        \
     FUNCTION(copy_to_host, cuMemcpyDtoHAsync_v2, void *, CUdeviceptr, size_t, CUstream)                                \
-    FUNCTION(copy, cuMemcpy, CUdeviceptr, CUdeviceptr, size_t) /* between any two places, done on return */            \
+    FUNCTION(copy, cuMemcpy, CUdeviceptr, CUdeviceptr, size_t) /* any two places; done on return only to the host */   \
     FUNCTION(copy_on_device, cuMemcpyDtoDAsync_v2, CUdeviceptr, CUdeviceptr, size_t, CUstream)                         \
     FUNCTION(copy_rows, cuMemcpy2DUnaligned_v2, const CUDA_MEMCPY2D *) /* on the legacy default stream, any pitch */   \
     FUNCTION(fill_bytes, cuMemsetD8Async, CUdeviceptr, unsigned char, size_t, CUstream)                                \

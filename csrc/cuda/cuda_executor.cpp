@@ -72,6 +72,8 @@ void CudaExecutor::copy(std::byte *target, const std::byte *source, size_t bytes
     device.guarded([&] {
         device.api().copy(reinterpret_cast<cuda::CUdeviceptr>(target), reinterpret_cast<cuda::CUdeviceptr>(source),
                           bytes);
+        // From ordinary host memory the driver returns once it has read, not once all has arrived.
+        device.api().stream_synchronize(cuda::CU_STREAM_LEGACY);
     });
 }
 

@@ -11,8 +11,8 @@ namespace uf::cuda {
 
 namespace {
 
-constexpr double graph_seconds = 1e-3; // of one measured graph, at least: an event is exact to half a microsecond
-constexpr int most_rounds = 50;
+constexpr double graph_seconds = 1e-3; // of one measured graph, at least: an event is exact to half a microsecond,
+constexpr int most_rounds = 50;        // unless that took more rounds than this, beside which its start counts little
 
 } // namespace
 

@@ -52,6 +52,7 @@ void State::drain(Stream &stream) {
 }
 
 void State::drain_all() {
+    drain(arriving);
     for (const auto &entry : streams)
         drain(*entry.second);
 }
@@ -132,6 +133,7 @@ bool is_legacy(CUstream stream) { return reinterpret_cast<uintptr_t>(stream) == 
 // A stream that calls may use now.  The legacy default stream by its other name, 1, comes after all others and before
 // all that follows; null is not accepted, as the library has a stream of its own.
 Stream *stream_of(State &s, CUstream stream) {
+    s.drain(s.arriving);
     if (is_legacy(stream)) {
         s.drain_all();
         s.legacy.device = current_device();
@@ -240,6 +242,7 @@ EXPORT const char *fake_cuda_report() {
                 {"bus_bytes", s.bus_bytes},
                 {"streams_busy_at_once", s.streams_busy_at_once},
                 {"candidates_run", s.candidates_run},
+                {"not_arrived", s.arriving.queue.size()},
                 {"live", live},
                 {"violations", s.violations}}
                .dump();
@@ -550,6 +553,15 @@ EXPORT CUresult cuMemcpy(CUdeviceptr target, CUdeviceptr source, size_t bytes) {
         const std::byte *const from = place(source);
         if (to == nullptr || from == nullptr)
             return invalid_value;
+        if (on_device(target) && !on_device(source) && !s.is_pinned(from, bytes)) {
+            // Ordinary host memory has been read on return; when it arrives is seen by who waits, or by other streams.
+            s.arriving.queue.push_back(
+                [&s, target, copy = std::vector<std::byte>(from, from + bytes), device = current_device()] {
+                    if (std::byte *const place = s.at(target, copy.size(), device); place != nullptr)
+                        std::memcpy(place, copy.data(), copy.size());
+                });
+            return 0;
+        }
         std::memcpy(to, from, bytes);
         return 0;
     });

@@ -98,7 +98,8 @@ class State {
     std::map<CUdeviceptr, Allocation> memory;
     std::map<const std::byte *, std::unique_ptr<std::vector<std::byte>>> pinned;
     std::map<const void *, std::unique_ptr<Stream>> streams;
-    Stream legacy; // the default stream, whose work is done before the next call
+    Stream legacy;   // the default stream, whose work is done before the next call
+    Stream arriving; // copies from ordinary host memory to a device, which end after the call that makes them
     std::map<const void *, std::unique_ptr<Event>> events;
     std::map<const void *, std::pair<int, std::vector<CUfunction>>> modules;
     std::map<const void *, std::unique_ptr<KernelFunction>> functions;

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,24 @@ def gpu() -> Gpu:
     if isinstance(found, str):
         pytest.skip(found)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _in_time(gpu: Gpu) -> None:
+    """`tests/gpu/run.py --minutes`."""
+    if time.time() > float(os.environ.get("UNET_FAST_GPU_TESTS_UNTIL", "inf")):
+        pytest.skip("did not begin in the time given")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A failure is printed at once: the machine may be gone before the end."""
+    report = yield
+    if report.failed:
+        terminal = item.config.get_terminal_writer()
+        terminal.line(f"\n{item.nodeid}, {report.when}:\n{report.longreprtext[-4000:]}")
+        terminal.flush()
+    return report
 
 
 @functools.cache

@@ -1,21 +1,28 @@
 """The tests on a real GPU in one command: builds what they need, runs them, and says so aloud where it cannot.
 
-    python tests/gpu/run.py [options of pytest]
+    python tests/gpu/run.py [--minutes N] [--carried FOLDER] [options of pytest]
 
 Runs in the project's virtual environment, and as well on a machine without network and virtual environment, with the
 Python at hand if that has the packages below.  The native library is built in place, in build/cmake-<python>.
+
+--minutes N        tests that have not begun by then are skipped, so that one rented for so long still says how the
+                   others went
+--carried FOLDER   what `python -m bench.gpu --pack` made: has the headers that the build needs
 
 Exit status: that of pytest; 0 without an NVIDIA GPU; 2 where something that the tests need is missing.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +33,8 @@ PACKAGES = {
     "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "tqdm": "tqdm", "torch": "torch",
     "triton": "triton", "pytest": "pytest", "setuptools": "setuptools", "pybind11": "pybind11",
 }  # fmt: skip
+#: Of setuptools the first that reads this project's licence.
+LEAST_SETUPTOOLS = 77
 TOOLS = ("cmake",)
 JSON_HEADER = "nlohmann/json.hpp"
 
@@ -67,14 +76,37 @@ def find_gpu() -> Gpu | str:
 def missing() -> list[str]:
     """What has to be installed or carried along first."""
     wanting = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if "setuptools" not in wanting and int(importlib.metadata.version("setuptools").split(".")[0]) < LEAST_SETUPTOOLS:
+        wanting.append(f"setuptools>={LEAST_SETUPTOOLS}")
     wanting += [name for name in TOOLS if shutil.which(name, path=environment()["PATH"]) is None]
-    places = [Path(folder) for folder in ("/usr/include", "/usr/local/include")]
+    if json_header() is None:
+        wanting.append(f"nlohmann_json (a header, {JSON_HEADER}; wheel, Debian's nlohmann-json3-dev, or --carried)")
+    return wanting
+
+
+def json_header() -> Path | None:
+    """Where the build finds nlohmann's header: in a folder of $CMAKE_INCLUDE_PATH, in the wheel, or in the system."""
+    places = [Path(folder) for folder in filter(None, os.environ.get("CMAKE_INCLUDE_PATH", "").split(os.pathsep))]
     spec = importlib.util.find_spec("nlohmann_json")
     if spec is not None:
         places += [Path(folder) / "include" for folder in spec.submodule_search_locations or ()]
-    if not any((place / JSON_HEADER).exists() for place in places):
-        wanting.append(f"nlohmann_json (a header, {JSON_HEADER}; wheel, or Debian's nlohmann-json3-dev)")
-    return wanting
+    places += [Path(folder) for folder in ("/usr/include", "/usr/local/include")]
+    return next((place / JSON_HEADER for place in places if (place / JSON_HEADER).exists()), None)
+
+
+def prepare(carried: Path | None = None) -> int:
+    """Builds; 0, or the exit status for what stands in the way.  `carried`: see --carried."""
+    if carried is not None:
+        own = os.environ.get("CMAKE_INCLUDE_PATH")
+        folders = [str(carried.resolve() / "include"), *filter(None, [own])]
+        os.environ["CMAKE_INCLUDE_PATH"] = os.pathsep.join(folders)
+    if wanting := missing():
+        print(f"{sys.executable} lacks {', '.join(wanting)}", file=sys.stderr)
+        return 2
+    if build(environment()) != 0:
+        print("the native library could not be built", file=sys.stderr)
+        return 2
+    return 0
 
 
 def build(environment: dict[str, str]) -> int:
@@ -94,18 +126,20 @@ def environment() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="tests/gpu/run.py", description=__doc__, add_help=False)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--carried", type=Path)
+    options, for_pytest = parser.parse_known_args(arguments)
+    if options.minutes is not None:  # the build counts
+        os.environ["UNET_FAST_GPU_TESTS_UNTIL"] = str(time.time() + 60 * options.minutes)
     gpu = find_gpu()
     if isinstance(gpu, str):
         print(f"SKIPPED: the GPU tests did not run, {gpu}")
         return 0
     print(f"{gpu.name}, {gpu.target}, driver for CUDA {gpu.driver // 1000}.{gpu.driver % 1000 // 10}", flush=True)
-    if wanting := missing():
-        print(f"{sys.executable} lacks {', '.join(wanting)}", file=sys.stderr)
-        return 2
-    if build(environment()) != 0:
-        print("the native library could not be built", file=sys.stderr)
-        return 2
-    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "--durations=10", *arguments]
+    if (status := prepare(options.carried)) != 0:
+        return status
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "--durations=10", *for_pytest]
     return subprocess.run(command, cwd=ROOT, env=environment()).returncode
 
 

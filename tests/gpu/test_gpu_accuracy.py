@@ -120,3 +120,6 @@ def test_masks_of_real_micrographs(gpu: Gpu, tmp_path: Path, shared_data: Path, 
     engine = Engine(path, device="cuda")
     lost = {name: shipped.lost_iou(engine, shared_data, name) for name in shipped.SETS}
     assert max(map(abs, lost.values())) <= shipped.LOSS, lost
+    if precision != "bf16":
+        agreement = {name: shipped.agreement(engine, shared_data, name) for name in shipped.SETS}
+        assert min(agreement.values()) >= 0.999, agreement
