@@ -176,6 +176,7 @@ class Row:
                 call()
 
         round_seconds = ours + sum(2 * one if one < SETTLE_BELOW_S else one for one in (ours, *usual.values()))
+        round_seconds += 3 * reference()  # far more than usual where two threads wait for one processor
         least = LEAST_ROUNDS_IF_SLOW if self._session.quick or round_seconds > SLOW_ROUND_S else LEAST_ROUNDS
         others = machine.Others()
         rounds = rounds_within(min(seconds, 2.0) if self._session.quick else seconds, round_seconds, least, most)
