@@ -34,7 +34,8 @@ constexpr int block_rows(int vectors) {
 
 // Tiles in a block of a Winograd product of so many units.  With 256-bit vectors and few units, just as many sums as
 // two multiply-adds per cycle need to hide their latency of four: the next block begins while the last one ends, which
-// more sums delay (Zen 3: 4 x 2 reach 0.95 of the peak with 16 units, 6 x 2 0.79; 0.97 and 0.88 with 32).
+// more sums delay (Zen 3, windows in the second cache: 4 x 2 reach 0.95 of the peak with 16 units, 6 x 2 0.79; 0.97 and
+// 0.88 with 32).
 constexpr int few_units = 32;
 constexpr int few_unit_rows(int vectors) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
