@@ -2,11 +2,13 @@
  *
  *     test_no_allocation ENGINE.unet     a network of one channel and one class with a tile of 32
  */
-#include <dirent.h>
+#define _POSIX_C_SOURCE 200809L /* nanosleep, in process.h */
+
 #include <stdatomic.h>
 #include <stdlib.h>
 
 #include "check.h"
+#include "process.h"
 
 /* The program's malloc goes before that of the C library, for all libraries. */
 extern void *__libc_malloc(size_t size);
@@ -44,15 +46,6 @@ void free(void *memory) {
     __libc_free(memory);
 }
 
-static int entries(const char *folder) {
-    DIR *directory = opendir(folder);
-    int count = 0;
-    while (directory != NULL && readdir(directory) != NULL)
-        ++count;
-    closedir(directory);
-    return count;
-}
-
 static unsigned char pixels[32 * 32], mask[32 * 32];
 
 static void use_once(const char *path) {
@@ -86,11 +79,11 @@ int main(int count, char **arguments) {
     for (int i = 0; i < 20; ++i)
         use_once(arguments[1]); /* makes what lives as long as the process; the last closed handles among it */
     const long alive_before = atomic_load(&alive);
-    const int files = entries("/proc/self/fd"), threads = entries("/proc/self/task");
+    const int files = open_files(), threads = settled_threads();
     for (int i = 0; i < 20; ++i)
         use_once(arguments[1]);
     CHECK(atomic_load(&alive) == alive_before);
-    CHECK(entries("/proc/self/fd") == files && entries("/proc/self/task") == threads);
+    CHECK(open_files() == files && running_threads(threads) == threads);
     printf("%d failures\n", failures);
     return failures != 0;
 }

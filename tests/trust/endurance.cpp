@@ -4,7 +4,6 @@
 //     endurance ENGINE.unet CALLS CYCLES THREADS       of one channel and one class, tile 16
 //
 // Prints one line of JSON; "hash" is the same for every process, number of threads and call.
-#include <dirent.h>
 #include <malloc.h>
 #include <unistd.h>
 
@@ -18,21 +17,13 @@
 #include <vector>
 
 #include "check.h"
+#include "process.h"
 
 namespace {
 
 constexpr int side = 16, most_images = 4;
 constexpr size_t image_pixels = size_t{side} * side;
 using Values = std::vector<float>;
-
-int entries(const char *folder) {
-    DIR *const directory = opendir(folder);
-    int count = 0;
-    while (readdir(directory) != nullptr)
-        ++count;
-    closedir(directory);
-    return count;
-}
 
 double resident_bytes() {
     std::ifstream file("/proc/self/statm");
@@ -139,7 +130,7 @@ int main(int count, char **arguments) {
     const Work work(engine);
 
     long wrong = call_often(engine, work, 1000, 4) + call_often(engine, work, 1000, 1);
-    const int files = entries("/proc/self/fd"), tasks = entries("/proc/self/task");
+    const int files = open_files(), tasks = settled_threads();
     const double before_calls = resident_bytes();
     wrong += call_often(engine, work, calls, 1);
     const double per_call = (resident_bytes() - before_calls) / static_cast<double>(calls);
@@ -160,8 +151,8 @@ int main(int count, char **arguments) {
     std::printf(
         "{\"calls\": %ld, \"cycles\": %ld, \"wrong\": %ld, \"bytes_per_call\": %.3f, \"bytes_per_cycle\": %.3f, "
         "\"files\": %d, \"threads\": %d, \"failures\": %d, \"hash\": \"%016llx\"}\n",
-        calls + calls / 4, cycles, wrong, per_call, per_cycle, entries("/proc/self/fd") - files,
-        entries("/proc/self/task") - tasks, failures, static_cast<unsigned long long>(work.hash()));
+        calls + calls / 4, cycles, wrong, per_call, per_cycle, open_files() - files, running_threads(tasks) - tasks,
+        failures, static_cast<unsigned long long>(work.hash()));
     uf_engine_close(engine);
     return failures != 0;
 }

@@ -2,8 +2,6 @@
 // function works or returns the right status with a message, nothing is left behind, and what was open goes on.
 //
 //     failing_calls ENGINE.unet       of one channel and one class
-#include <dirent.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -12,17 +10,9 @@
 
 #include "check.h"
 #include "interpose.h"
+#include "process.h"
 
 namespace {
-
-int entries(const char *folder) {
-    DIR *const directory = opendir(folder);
-    int count = 0;
-    while (readdir(directory) != nullptr)
-        ++count;
-    closedir(directory);
-    return count;
-}
 
 uint8_t pixels[50 * 41], mask[50 * 41], expected[50 * 41], small_mask[16 * 16];
 const char *path;
@@ -92,17 +82,16 @@ void use(int threads) {
 
 // How many calls of that kind there are, each of which has failed once.
 long fail_each(int kind, int manner, int threads) {
+    const int files = open_files(), tasks = settled_threads();
     for (long number = 1;; ++number) {
         const long alive = interpose_alive();
-        const int files = entries("/proc/self/fd"), tasks = entries("/proc/self/task");
         interpose_arm(kind, number, manner);
         use(threads);
         const bool fired = interpose_fired() != 0;
         interpose_arm(INTERPOSE_NOTHING, 0, INTERPOSE_FAIL);
-        if (interpose_alive() != alive || entries("/proc/self/fd") != files || entries("/proc/self/task") != tasks) {
+        if (interpose_alive() != alive || open_files() != files || running_threads(tasks) != tasks) {
             std::fprintf(stderr, "call %ld of kind %d leaves %ld allocations, %d files, %d threads\n", number, kind,
-                         interpose_alive() - alive, entries("/proc/self/fd") - files,
-                         entries("/proc/self/task") - tasks);
+                         interpose_alive() - alive, open_files() - files, running_threads(tasks) - tasks);
             ++failures;
         }
         if (!fired)
