@@ -225,7 +225,7 @@ class CpuContext final : public Context {
                 if (schedules.back().whole) {
                     transformed_size_ =
                         std::max(transformed_size_,
-                                 static_cast<size_t>(transformed_bytes(convolution, schedules.back().band_tiles())));
+                                 static_cast<size_t>(window_bytes(convolution, schedules.back().band_tiles())));
                 }
             }
         }
@@ -478,34 +478,26 @@ class CpuContext final : public Context {
         return schedules_[static_cast<size_t>(&prepared - program_->ops.data())];
     }
 
-    // Where in a worker's scratch the parts of a Winograd convolution begin.
+    // In a worker's scratch: what a Winograd convolution works with, then features and logits of a head.
     struct WinogradScratch {
-        int64_t late_weights = 0, products = 0, features = 0, logits = 0, bytes = 0;
+        int64_t features = 0, logits = 0, bytes = 0;
     };
 
     WinogradScratch winograd_scratch(const PreparedOp &prepared, const std::vector<WinogradSchedule> &schedules) const {
         WinogradScratch result;
-        int64_t late_weights = 0, products = 0;
-        for (size_t i = 0; i < schedules.size(); ++i) {
-            const WinogradConvolution &convolution = prepared.winograd[i];
-            const int64_t tiles = schedules[i].range;
-            if (!schedules[i].whole)
-                result.late_weights = std::max(result.late_weights, transformed_bytes(convolution, tiles));
-            late_weights = std::max(late_weights, late_weight_bytes(convolution));
-            products = std::max(products, product_bytes(convolution, tiles));
-        }
-        result.products = result.late_weights + late_weights;
-        result.features = result.logits = result.bytes = result.products + products;
+        for (size_t i = 0; i < schedules.size(); ++i)
+            result.bytes = std::max(result.bytes, WinogradMemory(prepared.winograd[i], schedules[i], nullptr).bytes);
         if (prepared.op->kind == OpKind::head) {
             constexpr int64_t element = sizeof(float);
             const int64_t tile = prepared.winograd[0].tile, row = schedules[0].range * tile;
-            result.logits += row * tile * prepared.winograd[0].padded_channels * element;
+            result.features = result.bytes;
+            result.logits = result.features + row * tile * prepared.winograd[0].padded_channels * element;
             result.bytes = result.logits + prepared.head.logit_bytes(row);
         }
         return result;
     }
 
-    // Each convolution of the op in turn, band by band.
+    // Each convolution of the op in turn, band by band: tiles [band_begin, band_end).
     void winograd(const PreparedOp &prepared, const Pass &pass) {
         const std::vector<WinogradSchedule> &schedules = schedules_of(prepared);
         for (size_t number = 0; number < schedules.size(); ++number) {
@@ -516,65 +508,75 @@ class CpuContext final : public Context {
         }
     }
 
-    // Tiles [band_begin, band_end); what comes behind the convolution is done for those that the caches still hold.
     void winograd_band(const PreparedOp &prepared, size_t number, const Pass &pass, int64_t band_begin,
                        int64_t band_end) {
-        const Op &op = *prepared.op;
-        const KernelTable &kernels = *program_->kernels;
-        const std::vector<WinogradSchedule> &schedules = schedules_of(prepared);
-        const WinogradScratch parts = winograd_scratch(prepared, schedules);
-        const Activations *inputs[2] = {&buffers_[op.inputs[0]], &buffers_[op.inputs.back()]};
         const WinogradConvolution &convolution = prepared.winograd[number];
-        const WinogradSchedule &schedule = schedules[number];
-        const bool is_last = number + 1 == schedules.size(), is_head = op.kind == OpKind::head;
+        const WinogradSchedule &schedule = schedules_of(prepared)[number];
+        const KernelTable &kernels = *program_->kernels;
+        const Op &op = *prepared.op;
+        const Activations *inputs[2] = {&buffers_[op.inputs[0]], &buffers_[op.inputs.back()]};
         const int64_t ranges = (band_end - band_begin + schedule.range - 1) / schedule.range;
-        const auto blocks = static_cast<int64_t>(convolution.blocks.size());
-        const Positions shared = transformed_layout(convolution, schedule.band_tiles(), transformed_);
-
-        if (schedule.whole) {
-            program_->pool->run((band_end - band_begin) / schedule.tile_columns, [&](int64_t task, int) {
-                const int64_t begin = band_begin + task * schedule.tile_columns;
-                for_each_run(schedule, begin, begin + schedule.tile_columns, [&](const TileRun &run) {
-                    transform_windows(convolution, kernels, inputs, run, shared.from_tile(begin - band_begin));
-                });
+        const auto begin_of = [&](int64_t range) { return band_begin + range * schedule.range; };
+        const auto end_of = [&](int64_t range) { return std::min(begin_of(range + 1), band_end); };
+        if (!schedule.whole) {
+            program_->pool->run(ranges, [&](int64_t task, int worker) {
+                const int64_t begin = begin_of(task), end = end_of(task);
+                const WinogradMemory memory(convolution, schedule, scratch_of(worker));
+                convolve_range(convolution, kernels, schedule, inputs, begin, end, memory);
+                Lines lines = memory.output;
+                for (const ChannelBlock &block : convolution.blocks) {
+                    for (const WinogradPhase &phase : convolution.phases) {
+                        finish_range(prepared, number, block, phase, begin, end, lines, worker);
+                        lines.data += lines.bytes;
+                    }
+                    finish_block(prepared, number, block, begin, end);
+                }
+                if (op.kind == OpKind::head)
+                    finish_head(prepared, pass, begin, end, worker);
             });
+            return;
         }
-        program_->pool->run(schedule.whole ? ranges * blocks : ranges, [&](int64_t task, int worker) {
-            std::byte *scratch = scratch_of(worker);
-            const int64_t begin = band_begin + task % ranges * schedule.range;
-            const int64_t end = std::min(begin + schedule.range, band_end);
-            Positions windows = shared.from_tile(begin - band_begin);
-            if (!schedule.whole) {
-                windows = transformed_layout(convolution, schedule.range, scratch);
-                for_each_run(schedule, begin, end, [&](const TileRun &run) {
-                    transform_windows(convolution, kernels, inputs, run, windows.from_tile(run.first));
-                });
-            }
-            const Positions products = product_layout(convolution, schedule.range, scratch + parts.products);
-            const int64_t first_block = schedule.whole ? task / ranges : 0;
-            for (int64_t index = first_block; index < (schedule.whole ? first_block + 1 : blocks); ++index) {
-                const ChannelBlock &block = convolution.blocks[static_cast<size_t>(index)];
-                for (const WinogradPhase &phase : convolution.phases) {
-                    multiply(convolution, kernels, block, phase, end - begin, windows, products,
-                             scratch + parts.late_weights);
-                    for_each_run(schedule, begin, end, [&](const TileRun &run) {
-                        const WinogradTarget target = is_head ? head_target(prepared, run, scratch + parts.features)
-                                                              : output_target(op, convolution, run);
-                        finish_run(convolution, kernels, block, phase, run, products.from_tile(run.first), target);
-                    });
-                }
-                if (is_last && !is_head) {
-                    for_each_run(schedule, begin, end,
-                                 [&](const TileRun &run) { frame_and_pool(op, convolution, block, run); });
-                }
-            }
-            if (is_head) {
-                for_each_run(schedule, begin, end, [&](const TileRun &run) {
-                    finish_head(prepared, pass, run, head_target(prepared, run, scratch + parts.features),
-                                scratch + parts.logits);
-                });
+        const Positions windows = window_layout(convolution, schedule.band_tiles(), transformed_);
+        program_->pool->run((band_end - band_begin) / schedule.tile_columns, [&](int64_t task, int worker) {
+            const WinogradMemory memory(convolution, schedule, scratch_of(worker));
+            const int64_t first = band_begin + task * schedule.tile_columns, last = first + schedule.tile_columns;
+            for (int64_t begin = first; begin < last; begin += schedule.range) {
+                transform_windows(convolution, kernels, schedule, inputs, begin, std::min(begin + schedule.range, last),
+                                  memory, windows.from(0, begin - band_begin));
             }
         });
+        program_->pool->run(ranges * static_cast<int64_t>(convolution.blocks.size()), [&](int64_t task, int worker) {
+            const int64_t begin = begin_of(task % ranges), end = end_of(task % ranges);
+            const WinogradMemory memory(convolution, schedule, scratch_of(worker));
+            const ChannelBlock &block = convolution.blocks[static_cast<size_t>(task / ranges)];
+            for (const WinogradPhase &phase : convolution.phases) {
+                convolve_windows(convolution, kernels, block, phase, end - begin, windows.from(0, begin - band_begin),
+                                 memory);
+                finish_range(prepared, number, block, phase, begin, end, memory.output, worker);
+            }
+            finish_block(prepared, number, block, begin, end);
+        });
+    }
+
+    // Output pixels of a channel block and phase, from its lines.
+    void finish_range(const PreparedOp &prepared, size_t number, const ChannelBlock &block, const WinogradPhase &phase,
+                      int64_t begin, int64_t end, const Lines &lines, int worker) const {
+        const WinogradConvolution &convolution = prepared.winograd[number];
+        for_each_run(schedules_of(prepared)[number], begin, end, [&](const TileRun &run) {
+            const WinogradTarget target = prepared.op->kind == OpKind::head
+                                              ? head_target(prepared, run, worker)
+                                              : output_target(*prepared.op, convolution, run);
+            finish_run(convolution, *program_->kernels, block, phase, run, lines, target);
+        });
+    }
+
+    // What comes behind the last convolution of an op, for tiles that the caches still hold.
+    void finish_block(const PreparedOp &prepared, size_t number, const ChannelBlock &block, int64_t begin,
+                      int64_t end) const {
+        if (number + 1 < prepared.winograd.size() || prepared.op->kind == OpKind::head)
+            return;
+        for_each_run(schedules_of(prepared)[number], begin, end,
+                     [&](const TileRun &run) { frame_and_pool(*prepared.op, prepared.winograd[number], block, run); });
     }
 
     WinogradTarget output_target(const Op &op, const WinogradConvolution &convolution, const TileRun &run) const {
@@ -589,11 +591,12 @@ class CpuContext final : public Context {
     }
 
     // Features of the run's tiles, in rows as long as the run.
-    WinogradTarget head_target(const PreparedOp &prepared, const TileRun &run, std::byte *features) const {
+    WinogradTarget head_target(const PreparedOp &prepared, const TileRun &run, int worker) const {
         const WinogradConvolution &convolution = prepared.winograd[0];
         const auto [height, width] = convolved_size(*prepared.op);
         const int64_t pixel = convolution.padded_channels * static_cast<int64_t>(sizeof(float));
         const int64_t tile = convolution.tile;
+        std::byte *features = scratch_of(worker) + winograd_scratch(prepared, schedules_of(prepared)).features;
         return {features + run.first * tile * tile * pixel, run.tiles * tile * pixel, pixel, height, width, false};
     }
 
@@ -614,14 +617,17 @@ class CpuContext final : public Context {
             pool_pair(to, buffers_[op.outputs[1]], block, run.image, y / 2, first / 2, last / 2);
     }
 
-    void finish_head(const PreparedOp &prepared, const Pass &pass, const TileRun &run, const WinogradTarget &features,
-                     std::byte *logits) const {
-        const int64_t tile = prepared.winograd[0].tile, begin = run.row * tile, x = run.column * tile;
-        const int64_t end = std::min(begin + tile, features.height);
-        for (int64_t y = begin; y < end; ++y) {
-            head_row(prepared, pass, run.image, y, x, std::min(run.tiles * tile, features.width - x),
-                     features.data + (y - begin) * features.row_stride, logits);
-        }
+    void finish_head(const PreparedOp &prepared, const Pass &pass, int64_t begin, int64_t end, int worker) const {
+        const int64_t tile = prepared.winograd[0].tile;
+        std::byte *logits = scratch_of(worker) + winograd_scratch(prepared, schedules_of(prepared)).logits;
+        for_each_run(schedules_of(prepared)[0], begin, end, [&](const TileRun &run) {
+            const WinogradTarget features = head_target(prepared, run, worker);
+            const int64_t first = run.row * tile, x = run.column * tile;
+            for (int64_t y = first; y < std::min(first + tile, features.height); ++y) {
+                head_row(prepared, pass, run.image, y, x, std::min(run.tiles * tile, features.width - x),
+                         features.data + (y - first) * features.row_stride, logits);
+            }
+        });
     }
 
     std::byte *scratch_of(int worker) const { return scratch_ + static_cast<size_t>(worker) * scratch_size_; }

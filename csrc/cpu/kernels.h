@@ -61,10 +61,11 @@ struct LogitRow {
 // Winograd's minimal filtering, F(m x m, 3 x 3) with m = `tile` 2 or 4.  The output falls into tiles of m x m pixels,
 // the input behind each of them is a window of (m + 2) x (m + 2).  A window is transformed to as many *positions*,
 // which are numbered row by row; at each, a product of matrices over the input channels takes the place of the
-// convolution; and the positions of a tile are transformed back.
+// convolution; and the positions of a tile are transformed back.  Both transforms go along columns and along rows, one
+// after the other; what lies between is called *lines*, one for each row of positions: [column of pixels][channel].
 //
-// Windows -> positions, for a row of tiles and some vectors of channels.
-struct WinogradInput {
+// Pixels -> lines, for a row of tiles: along the columns of their windows, which neighbours share.
+struct WinogradInputColumns {
     int tile;
     const void *input;                // channel 0 of the first pixel of the first tile's window
     int64_t row_stride, pixel_stride; // bytes
@@ -73,18 +74,29 @@ struct WinogradInput {
     bool prefetches;                  // what lies beyond the second cache
     int64_t tiles;
     int vectors;
-    void *output; // channel 0 of the first tile's position 0
+    float *output;                      // channel 0 of the first column of line 0
+    int64_t line_stride, column_stride; // bytes
+};
+
+// A line -> a row of positions.
+struct WinogradInputRow {
+    int tile;
+    const float *input;    // [column][channel]
+    int64_t column_stride; // bytes
+    int64_t tiles;
+    int vectors;
+    void *output; // channel 0 of the first tile, at the first position of the row
     bool output_is_bf16;
     int64_t position_stride, tile_stride; // bytes
 };
 
-// At each position, output[tile][channel] = sum over units of input[tile][unit] * weights[unit][channel].
+// At each position of a row, output[tile][channel] = sum over units of input[tile][unit] * weights[unit][channel].
 struct WinogradProduct {
     const void *input;                    // [position][tile][unit] of 32 bits
     int64_t position_stride, tile_stride; // bytes
     const void *weights;                  // [number of the position in `positions`][unit][vectors][lanes] of 32 bits
     int64_t weight_position_stride;       // bytes
-    const unsigned char *positions;       // those where weights are not all zero
+    const unsigned char *positions;       // those of the row where weights are not all zero
     int position_count;
     int64_t tiles, units;
     int vectors;
@@ -96,26 +108,38 @@ struct WinogradProduct {
     int64_t next_bytes;
 };
 
-// Positions -> output pixels, for a row of tiles.
-struct WinogradOutput {
+// A row of positions -> a line: m columns for each tile.
+struct WinogradOutputRow {
     int tile;
-    int skipped_row, skipped_column;      // of positions that the product left out: 0, m + 1 or both -1 for none
+    int skipped_column;                   // of positions that the product left out: 0, m + 1 or -1 for none
     const float *input;                   // [position][tile][vectors][lanes]
     int64_t position_stride, tile_stride; // bytes
     int64_t tiles;
+    int vectors;
+    float *output;         // [column][vectors][lanes]
+    int64_t column_stride; // bytes
+};
+
+// Lines -> output pixels, for a row of tiles.
+struct WinogradOutputColumns {
+    int tile;
+    int skipped_row;                    // of positions that the product left out: 0, m + 1 or -1 for none
+    const float *input;                 // first column of line 0
+    int64_t line_stride, column_stride; // bytes
     int vectors;
     // [3][vectors of the whole output][lanes] for the first, the middle and the last column of the image, for each row
     // of the tiles; bias_stride is 0 where the three are the same.
     const float *bias[4];
     int64_t bias_stride; // floats
     bool first_column;   // whether the first pixel is in the first column of the image
+    bool last_column;    // whether the last one is in the last column
     bool adds;           // to what the output holds, before the activation
     KernelActivation activation;
     float slope;
     bool output_is_bf16;
     void *output;                     // first pixel of the first tile
     int64_t row_stride, pixel_stride; // bytes
-    int64_t rows, columns;            // of pixels from there on that exist; the last column is that of the image
+    int64_t rows, columns;            // of pixels: at most m rows
 };
 
 // Weights as they are in the convolution -> positions.  Where a row and a column of positions are skipped, the kernel
@@ -131,10 +155,12 @@ struct WinogradWeights {
 };
 
 struct WinogradKernels {
-    void (*input)(const WinogradInput &row);
+    void (*input_columns)(const WinogradInputColumns &columns);
+    void (*input_row)(const WinogradInputRow &row);
     void (*product_float32)(const WinogradProduct &product);
     void (*product_bf16)(const WinogradProduct &product); // null where conv_bf16 is
-    void (*output)(const WinogradOutput &row);
+    void (*output_row)(const WinogradOutputRow &row);
+    void (*output_columns)(const WinogradOutputColumns &columns);
     void (*weights)(const WinogradWeights &weights);
 };
 

@@ -13,6 +13,11 @@ constexpr int64_t late_units = 64;
 
 int64_t taps_of(const WinogradPhase &phase) { return phase.skipped_row < 0 ? 9 : 4; }
 
+// Those that are not skipped.
+int64_t positions_of(const WinogradConvolution &convolution, const WinogradPhase &phase) {
+    return phase.rows_before(convolution.window()) * static_cast<int64_t>(phase.columns.size());
+}
+
 // Weights in the file of one source and phase: for output o, kernel position (ky, kx) and input channel c,
 // first[o * output_stride + ky * row_stride + kx * column_stride + c].  A kernel of 2x2 stands `row` and `column`
 // further inside one of 3x3 that is otherwise zero.
@@ -53,9 +58,9 @@ class Builder {
             phase.skipped_row = filters[0].row == 0 ? n - 1 : 0;
             phase.skipped_column = filters[0].column == 0 ? n - 1 : 0;
         }
-        for (int position = 0; position < n * n; ++position) {
-            if (position / n != phase.skipped_row && position % n != phase.skipped_column)
-                phase.positions.push_back(static_cast<unsigned char>(position));
+        for (int column = 0; column < n; ++column) {
+            if (column != phase.skipped_column)
+                phase.columns.push_back(static_cast<unsigned char>(column));
         }
         result_.phases.push_back(std::move(phase));
         filters_.push_back(std::move(filters));
@@ -64,8 +69,8 @@ class Builder {
     WinogradConvolution pack(ThreadPool &pool) {
         for (WinogradPhase &phase : result_.phases) {
             phase.first_weight = result_.block_weights;
-            const auto positions = static_cast<int64_t>(phase.positions.size());
-            result_.block_weights += result_.units * (result_.transforms_late ? taps_of(phase) : positions);
+            result_.block_weights +=
+                result_.units * (result_.transforms_late ? taps_of(phase) : positions_of(result_, phase));
         }
         result_.weights = AlignedMemory(static_cast<size_t>(result_.block_weights * result_.padded_channels) * 4);
         const auto vectors = static_cast<int64_t>(result_.padded_channels / result_.lanes);
@@ -135,8 +140,8 @@ class Builder {
         const int lanes = result_.lanes;
         kernels_.winograd->weights({result_.tile, phase.skipped_row, phase.skipped_column, taps, 1, 1, positions,
                                     lanes * static_cast<int64_t>(sizeof(float))});
-        for (size_t i = 0; i < phase.positions.size(); ++i) {
-            const float *from = positions + static_cast<int64_t>(i) * lanes;
+        for (int64_t i = 0; i < positions_of(result_, phase); ++i) {
+            const float *from = positions + i * lanes;
             if (result_.bf16_products) {
                 auto *pairs = reinterpret_cast<Bf16 *>(to) + part;
                 for (int lane = 0; lane < lanes; ++lane)
@@ -270,7 +275,7 @@ std::vector<WinogradConvolution> prepare_winograd(const Op &op, const std::vecto
     return result;
 }
 
-Positions transformed_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data) {
+Positions window_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data) {
     const int64_t channels = input_channels(convolution), part = part_channels(convolution);
     const int64_t tile = part * window_element(convolution);
     // Strides of many lines would put the tiles of a block into few sets of the cache.
@@ -279,22 +284,38 @@ Positions transformed_layout(const WinogradConvolution &convolution, int64_t til
     return {data, odd_lines(parts * part_stride), part_stride, tile_stride};
 }
 
-Positions product_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data) {
-    const auto tile_stride = static_cast<int64_t>(sizeof(float)) * widest_block(convolution) * convolution.lanes;
-    const int64_t position_stride = odd_lines(tiles * tile_stride);
-    return {data, position_stride, position_stride, tile_stride};
+int64_t window_bytes(const WinogradConvolution &convolution, int64_t tiles) {
+    const int64_t side = convolution.window();
+    return window_layout(convolution, tiles, nullptr).position_stride * side * side;
 }
 
-int64_t transformed_bytes(const WinogradConvolution &convolution, int64_t tiles) {
-    return transformed_layout(convolution, tiles, nullptr).position_stride * convolution.positions();
-}
-
-int64_t product_bytes(const WinogradConvolution &convolution, int64_t tiles) {
-    return product_layout(convolution, tiles, nullptr).position_stride * convolution.positions();
-}
-
-int64_t late_weight_bytes(const WinogradConvolution &convolution) {
-    return convolution.transforms_late ? late_position_stride(convolution) * convolution.positions() : 0;
+WinogradMemory::WinogradMemory(const WinogradConvolution &convolution, const WinogradSchedule &schedule,
+                               std::byte *data) {
+    const int64_t side = convolution.window(), tile = convolution.tile, tiles = schedule.range;
+    const int64_t float_bytes = sizeof(float), block = widest_block(convolution) * convolution.lanes * float_bytes;
+    const auto take = [&](int64_t size) {
+        std::byte *const begin = data == nullptr ? nullptr : data + bytes;
+        bytes += size;
+        return begin;
+    };
+    const auto take_lines = [&](int64_t columns, int64_t column_stride) {
+        const int64_t line_stride = odd_lines(columns * column_stride);
+        return Lines{take(side * line_stride), line_stride, column_stride, side * line_stride};
+    };
+    const int64_t runs = tiles / schedule.tile_columns + 2; // at most
+    input = take_lines(tile * tiles + 2 * runs, input_channels(convolution) * float_bytes);
+    if (!schedule.whole) {
+        windows = window_layout(convolution, tiles, nullptr);
+        windows.data = take(side * windows.position_stride);
+    }
+    if (convolution.transforms_late)
+        late_weights = take(side * side * late_position_stride(convolution));
+    const int64_t position_stride = odd_lines(tiles * block);
+    products = {take((convolution.transforms_late ? side * side : side) * position_stride), position_stride,
+                position_stride, block};
+    output = take_lines(tile * tiles, block);
+    if (!schedule.whole)
+        take(output.bytes * (static_cast<int64_t>(convolution.blocks.size() * convolution.phases.size()) - 1));
 }
 
 WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images, int64_t height, int64_t width,
@@ -304,19 +325,24 @@ WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images
     result.tile_columns = convolution.tiles_along(width);
     result.tiles = images * result.tile_rows * result.tile_columns;
 
-    // Bytes of a task's positions that a core's second cache holds beside weights.
-    constexpr int64_t own_bytes = 640 << 10, product_limit = 304 << 10, shared_bytes = 8 << 20;
-    const int64_t per_tile = transformed_bytes(convolution, 64) / 64,
-                  product_per_tile = product_bytes(convolution, 64) / 64;
+    // Bytes of a task's lines, windows and products that a core's second cache holds beside weights.
+    constexpr int64_t own_bytes = 384 << 10, product_limit = 448 << 10, shared_bytes = 8 << 20;
+    const int64_t side = convolution.window(), lines = side * convolution.tile, float_bytes = sizeof(float);
+    const int64_t inputs = input_channels(convolution) * float_bytes,
+                  block = widest_block(convolution) * convolution.lanes * float_bytes;
+    const auto blocks = static_cast<int64_t>(convolution.blocks.size()),
+               phases = static_cast<int64_t>(convolution.phases.size());
+    const int64_t per_tile = window_bytes(convolution, 64) / 64;
+    const int64_t own_per_tile = (lines + side) * inputs + side * block + lines * block * blocks * phases;
+    const int64_t product_per_tile = (convolution.transforms_late ? side * side : side) * block + lines * block;
     result.band_rows = images * result.tile_rows;
     if (convolution.transforms_late) {
         const int64_t fitting = shared_bytes / (per_tile * result.tile_columns);
         result.band_rows = std::clamp<int64_t>(fitting, 1, result.band_rows);
     }
     const int64_t weights = convolution.block_weights * convolution.padded_channels * 4;
-    const auto blocks = static_cast<int64_t>(convolution.blocks.size());
-    constexpr int64_t fewest = 8, most = 56;
-    const int64_t own = std::clamp(own_bytes / (per_tile + product_per_tile), fewest, most);
+    constexpr int64_t fewest = 8, most = 64;
+    const int64_t own = std::clamp(own_bytes / own_per_tile, fewest, most);
     const int64_t shared = std::clamp(product_limit / product_per_tile, fewest, 2 * most);
     const int64_t tiles = result.band_tiles();
     const auto ranges_of = [&](int64_t each) { return (tiles + each - 1) / each; };
@@ -333,120 +359,248 @@ WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images
     const int64_t ranges =
         std::clamp((wanted + per_range - 1) / per_range, least_ranges, std::max(least_ranges, tiles / fewest));
     result.range = ranges_of(ranges);
+    // Whole rows of tiles, or parts of one, not to begin runs of a few tiles: 0.99 of the time of ranges that end
+    // anywhere.
+    const int64_t row = result.tile_columns, parts = (row + result.range - 1) / result.range;
+    if (!result.whole)
+        result.range = parts == 1 ? result.range / row * row : (row + parts - 1) / parts;
     return result;
 }
 
-void transform_windows(const WinogradConvolution &convolution, const KernelTable &kernels,
-                       const Activations *const *inputs, const TileRun &run, const Positions &to) {
+namespace {
+
+// Windows -> lines, for the tiles of a run.
+void transform_columns(const WinogradConvolution &convolution, const KernelTable &kernels,
+                       const Activations *const *inputs, const TileRun &run, const Lines &to) {
     for (const WinogradSource &source : convolution.sources) {
         const Activations &from = *inputs[source.input];
         const int64_t y = run.row * convolution.tile + source.dy, x = run.column * convolution.tile + source.dx;
-        WinogradInput row;
-        row.tile = convolution.tile;
-        const std::byte *pixel = from.pixel(run.image, y, x);
-        row.row_stride = from.row_stride;
-        row.pixel_stride = from.pixel_stride;
-        row.rows = from.height + from.halo - y;
-        row.columns = from.width + from.halo - x;
-        row.input_is_bf16 = from.bf16;
-        row.prefetches = source.input > 0; // a skip connection, which was written long before
-        row.tiles = run.tiles;
-        row.output_is_bf16 = convolution.bf16_products;
-        row.position_stride = to.position_stride;
-        row.tile_stride = to.tile_stride;
-        const int64_t part = part_channels(convolution), end = source.first_channel + source.channels;
-        for (int64_t channel = source.first_channel; channel < end;) {
-            const int64_t channels = std::min(end - channel, part - channel % part);
-            row.input = pixel + (channel - source.first_channel) * static_cast<int64_t>(from.bf16 ? 2 : 4);
-            row.vectors = static_cast<int>(channels / convolution.lanes);
-            row.output = to.data + channel / part * to.part_stride + channel % part * window_element(convolution);
-            kernels.winograd->input(row);
-            channel += channels;
-        }
+        WinogradInputColumns columns;
+        columns.tile = convolution.tile;
+        columns.input = from.pixel(run.image, y, x);
+        columns.row_stride = from.row_stride;
+        columns.pixel_stride = from.pixel_stride;
+        columns.rows = from.height + from.halo - y;
+        columns.columns = from.width + from.halo - x;
+        columns.input_is_bf16 = from.bf16;
+        columns.prefetches = source.input > 0; // a skip connection, which was written long before
+        columns.tiles = run.tiles;
+        columns.vectors = source.channels / convolution.lanes;
+        columns.output = reinterpret_cast<float *>(to.data) + source.first_channel;
+        columns.line_stride = to.line_stride;
+        columns.column_stride = to.column_stride;
+        kernels.winograd->input_columns(columns);
     }
 }
 
-void multiply(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-              const WinogradPhase &phase, int64_t tiles, const Positions &from, const Positions &to,
-              std::byte *late_weights) {
-    const int64_t vector_bytes = int64_t{4} * convolution.lanes;
-    const std::byte *weights =
-        convolution.weights.data() +
-        vector_bytes * (convolution.block_weights * block.first_vector + phase.first_weight * block.vectors);
+// The first column of a run among the lines of its range: each run has two more columns than its tiles.
+int64_t first_column(const WinogradConvolution &convolution, const TileRun &run) {
+    return convolution.tile * run.first + 2 * run.number;
+}
+
+// A line -> a row of positions, for the tiles of a run.
+void transform_row(const WinogradConvolution &convolution, const KernelTable &kernels, int64_t tiles, const Lines &from,
+                   const Positions &to) {
+    WinogradInputRow row;
+    row.tile = convolution.tile;
+    row.column_stride = from.column_stride;
+    row.tiles = tiles;
+    row.output_is_bf16 = convolution.bf16_products;
+    row.position_stride = to.position_stride;
+    row.tile_stride = to.tile_stride;
+    const int64_t part = part_channels(convolution), end = input_channels(convolution);
+    for (int64_t channel = 0; channel < end; channel += part) {
+        row.input = reinterpret_cast<const float *>(from.data) + channel;
+        row.vectors = static_cast<int>(std::min(part, end - channel) / convolution.lanes);
+        row.output = to.data + channel / part * to.part_stride;
+        kernels.winograd->input_row(row);
+    }
+}
+
+// Weights of a channel block and phase.
+const std::byte *weights_of(const WinogradConvolution &convolution, const ChannelBlock &block,
+                            const WinogradPhase &phase) {
+    return convolution.weights.data() +
+           4 * convolution.lanes *
+               (convolution.block_weights * block.first_vector + phase.first_weight * block.vectors);
+}
+
+// What all products of a channel block and phase have in common, for as many units as weights are together.
+WinogradProduct product_of(const WinogradConvolution &convolution, const ChannelBlock &block,
+                           const WinogradPhase &phase, int64_t tiles, const Positions &windows,
+                           const Positions &products) {
     WinogradProduct product;
-    product.input = from.data;
-    product.position_stride = from.position_stride;
-    product.tile_stride = from.tile_stride;
-    product.weights = weights;
-    product.weight_position_stride = convolution.units * block.vectors * vector_bytes;
-    product.positions = phase.positions.data();
-    product.position_count = static_cast<int>(phase.positions.size());
+    product.position_stride = windows.position_stride;
+    product.tile_stride = windows.tile_stride;
+    product.weight_position_stride = convolution.units * block.vectors * convolution.lanes * int64_t{4};
+    product.positions = phase.columns.data();
+    product.position_count = static_cast<int>(phase.columns.size());
     product.tiles = tiles;
     product.units = convolution.units;
     product.vectors = block.vectors;
     product.adds = false;
-    product.output = reinterpret_cast<float *>(to.data);
-    product.output_position_stride = to.position_stride;
-    product.output_tile_stride = to.tile_stride;
+    product.output_position_stride = products.position_stride;
+    product.output_tile_stride = products.tile_stride;
     product.next = nullptr;
     product.next_bytes = 0;
-    if (convolution.transforms_late) {
-        product.weights = late_weights;
-        product.weight_position_stride = late_position_stride(convolution);
-        for (int64_t unit = 0; unit < convolution.units; unit += late_units) {
-            const std::byte *taps = weights + unit * taps_of(phase) * block.vectors * vector_bytes;
-            product.units = std::min(late_units, convolution.units - unit);
-            kernels.winograd->weights({convolution.tile, phase.skipped_row, phase.skipped_column,
-                                       reinterpret_cast<const float *>(taps), product.units, block.vectors,
-                                       reinterpret_cast<float *>(late_weights), product.weight_position_stride});
-            product.input = from.data + unit / late_units * from.part_stride;
-            // The taps of the next units, phase or block follow.
-            product.next_bytes = product.units * taps_of(phase) * block.vectors * vector_bytes;
-            product.next = reinterpret_cast<const char *>(taps) + product.next_bytes;
-            kernels.winograd->product_float32(product);
-            product.adds = true;
-        }
-        return;
-    }
+    return product;
+}
+
+// One row of positions; `windows` and `products` begin there, `weights` are those of the block and phase.
+void multiply_row(const WinogradConvolution &convolution, const KernelTable &kernels, WinogradProduct &product,
+                  const WinogradPhase &phase, int row, const std::byte *windows, const std::byte *weights,
+                  std::byte *products) {
+    product.input = windows;
+    product.weights = weights + phase.rows_before(row) * product.position_count * product.weight_position_stride;
+    product.output = reinterpret_cast<float *>(products);
     (convolution.bf16_products ? kernels.winograd->product_bf16 : kernels.winograd->product_float32)(product);
 }
 
-void finish_run(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-                const WinogradPhase &phase, const TileRun &run, const Positions &from, const WinogradTarget &target) {
-    const int64_t stride = convolution.stride, tile = convolution.tile;
-    const int64_t channel = static_cast<int64_t>(block.first_vector) * convolution.lanes;
-    const int64_t element = target.bf16 ? sizeof(Bf16) : sizeof(float);
-    // The first output pixel, and how many there are in the run's rows and columns.
-    const int64_t y = run.row * tile * stride + phase.row, x = run.column * tile * stride + phase.column;
-    const auto count = [&](int64_t from_side, int64_t side) { return (side - from_side + stride - 1) / stride; };
-    WinogradOutput row;
+// All rows, from weights that are transformed for the purpose.
+void multiply_late(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                   const WinogradPhase &phase, int64_t tiles, const Positions &windows, const WinogradMemory &memory) {
+    const int64_t vector_bytes = int64_t{4} * convolution.lanes,
+                  unit_bytes = taps_of(phase) * block.vectors * vector_bytes;
+    const int side = convolution.window(), rows = phase.rows_before(side);
+    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, memory.products);
+    product.weight_position_stride = late_position_stride(convolution);
+    for (int64_t unit = 0; unit < convolution.units; unit += late_units) {
+        const std::byte *taps = weights_of(convolution, block, phase) + unit * unit_bytes;
+        product.units = std::min(late_units, convolution.units - unit);
+        kernels.winograd->weights({convolution.tile, phase.skipped_row, phase.skipped_column,
+                                   reinterpret_cast<const float *>(taps), product.units, block.vectors,
+                                   reinterpret_cast<float *>(memory.late_weights), product.weight_position_stride});
+        for (int row = 0; row < side; ++row) {
+            if (phase.skips(row))
+                continue;
+            // The taps of the next units, phase or block follow: a part of them with each row.
+            const int64_t done = phase.rows_before(row), all = product.units * unit_bytes;
+            product.next = reinterpret_cast<const char *>(taps) + all + all * done / rows;
+            product.next_bytes = all / rows;
+            multiply_row(convolution, kernels, product, phase, row,
+                         windows.from(row * side, 0).data + unit / late_units * windows.part_stride,
+                         memory.late_weights, memory.products.from(row * side, 0).data);
+        }
+        product.adds = true;
+    }
+}
+
+// A row of positions -> a line.
+void gather_row(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                const WinogradPhase &phase, int64_t tiles, const Positions &from, const Lines &to) {
+    WinogradOutputRow row;
     row.tile = convolution.tile;
-    row.skipped_row = phase.skipped_row;
     row.skipped_column = phase.skipped_column;
     row.input = reinterpret_cast<const float *>(from.data);
     row.position_stride = from.position_stride;
     row.tile_stride = from.tile_stride;
-    row.tiles = run.tiles;
+    row.tiles = tiles;
     row.vectors = block.vectors;
-    row.adds = convolution.adds;
-    row.activation = convolution.epilogue.activation;
-    row.slope = convolution.epilogue.slope;
-    row.output_is_bf16 = target.bf16;
-    row.output = target.data + phase.row * target.row_stride + phase.column * target.pixel_stride + channel * element;
-    row.row_stride = stride * target.row_stride;
-    row.pixel_stride = stride * target.pixel_stride;
-    row.rows = count(y, target.height);
-    row.columns = count(x, target.width);
+    row.output = reinterpret_cast<float *>(to.data);
+    row.column_stride = to.column_stride;
+    kernels.winograd->output_row(row);
+}
+
+} // namespace
+
+void transform_windows(const WinogradConvolution &convolution, const KernelTable &kernels,
+                       const WinogradSchedule &schedule, const Activations *const *inputs, int64_t begin, int64_t end,
+                       const WinogradMemory &memory, const Positions &to) {
+    for_each_run(schedule, begin, end, [&](const TileRun &run) {
+        transform_columns(convolution, kernels, inputs, run, memory.input);
+        for (int row = 0; row < convolution.window(); ++row) {
+            transform_row(convolution, kernels, run.tiles, memory.input.from(row, 0),
+                          to.from(row * convolution.window(), run.first));
+        }
+    });
+}
+
+void convolve_windows(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                      const WinogradPhase &phase, int64_t tiles, const Positions &windows,
+                      const WinogradMemory &memory) {
+    const int side = convolution.window();
+    const bool late = convolution.transforms_late;
+    if (late)
+        multiply_late(convolution, kernels, block, phase, tiles, windows, memory);
+    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, memory.products);
+    for (int row = 0; row < side; ++row) {
+        if (phase.skips(row))
+            continue;
+        const Positions products = memory.products.from(late ? row * side : 0, 0);
+        if (!late) {
+            multiply_row(convolution, kernels, product, phase, row, windows.from(row * side, 0).data,
+                         weights_of(convolution, block, phase), products.data);
+        }
+        gather_row(convolution, kernels, block, phase, tiles, products, memory.output.from(row, 0));
+    }
+}
+
+void convolve_range(const WinogradConvolution &convolution, const KernelTable &kernels,
+                    const WinogradSchedule &schedule, const Activations *const *inputs, int64_t begin, int64_t end,
+                    const WinogradMemory &memory) {
+    const int64_t tiles = end - begin;
+    for_each_run(schedule, begin, end, [&](const TileRun &run) {
+        transform_columns(convolution, kernels, inputs, run, memory.input.from(0, first_column(convolution, run)));
+    });
+    for (int row = 0; row < convolution.window(); ++row) {
+        for_each_run(schedule, begin, end, [&](const TileRun &run) {
+            transform_row(convolution, kernels, run.tiles, memory.input.from(row, first_column(convolution, run)),
+                          memory.windows.from(0, run.first));
+        });
+        std::byte *lines = memory.output.data;
+        for (const ChannelBlock &block : convolution.blocks) {
+            for (const WinogradPhase &phase : convolution.phases) {
+                Lines output = memory.output;
+                output.data = lines;
+                lines += output.bytes;
+                if (phase.skips(row))
+                    continue;
+                WinogradProduct product = product_of(convolution, block, phase, tiles, memory.windows, memory.products);
+                multiply_row(convolution, kernels, product, phase, row, memory.windows.data,
+                             weights_of(convolution, block, phase), memory.products.data);
+                gather_row(convolution, kernels, block, phase, tiles, memory.products, output.from(row, 0));
+            }
+        }
+    }
+}
+
+void finish_run(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                const WinogradPhase &phase, const TileRun &run, const Lines &from, const WinogradTarget &target) {
+    const int64_t stride = convolution.stride, tile = convolution.tile;
+    const int64_t channel = static_cast<int64_t>(block.first_vector) * convolution.lanes;
+    const int64_t element = target.bf16 ? sizeof(Bf16) : sizeof(float);
+    // The first output pixel, and how many there are from there on.
+    const int64_t y = run.row * tile * stride + phase.row, x = run.column * tile * stride + phase.column;
+    const auto count = [&](int64_t from_side, int64_t side) { return (side - from_side + stride - 1) / stride; };
+    const Lines lines = from.from(0, run.first * tile);
+    WinogradOutputColumns columns;
+    columns.tile = convolution.tile;
+    columns.skipped_row = phase.skipped_row;
+    columns.input = reinterpret_cast<const float *>(lines.data);
+    columns.line_stride = lines.line_stride;
+    columns.column_stride = lines.column_stride;
+    columns.vectors = block.vectors;
+    columns.adds = convolution.adds;
+    columns.activation = convolution.epilogue.activation;
+    columns.slope = convolution.epilogue.slope;
+    columns.output_is_bf16 = target.bf16;
+    columns.output =
+        target.data + phase.row * target.row_stride + phase.column * target.pixel_stride + channel * element;
+    columns.row_stride = stride * target.row_stride;
+    columns.pixel_stride = stride * target.pixel_stride;
+    columns.rows = count(y, target.height);
+    columns.columns = std::min(count(x, target.width), run.tiles * tile);
 
     const Epilogue &epilogue = convolution.epilogue;
     const int64_t padded = convolution.padded_channels;
-    row.bias_stride = epilogue.border_bias ? padded : 0;
-    row.first_column = x == 0;
+    columns.bias_stride = epilogue.border_bias ? padded : 0;
+    columns.first_column = x == 0;
+    columns.last_column = count(x, target.width) <= run.tiles * tile;
     for (int64_t i = 0; i < tile; ++i) {
         const int64_t bias_row = epilogue.border_bias ? border_class(y + i * stride, target.height) : 0;
-        row.bias[i] = epilogue.bias.floats() + 3 * bias_row * padded + channel;
+        columns.bias[i] = epilogue.bias.floats() + 3 * bias_row * padded + channel;
     }
-    kernels.winograd->output(row);
+    kernels.winograd->output_columns(columns);
 }
 
 } // namespace uf

@@ -2,7 +2,9 @@
 // output pixel and pair of channels for m = 2, 36 / 16 for m = 4, instead of 9.
 //
 // A *pass* takes the tiles of a batch, all images one after the other, in *ranges*: their windows are transformed, one
-// product of matrices per position multiplies them with the weights, and its results are transformed back.
+// product of matrices per position multiplies them with the weights, and its results are transformed back.  Where it
+// can, a range goes through all of that one row of positions after the other, so that windows and products of a row
+// are still in the first cache when they are read.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +31,12 @@ struct WinogradSource {
 struct WinogradPhase {
     int row = 0, column = 0;
     int skipped_row = -1, skipped_column = -1; // of positions, whose weights are zero
-    std::vector<unsigned char> positions;      // the others
+    std::vector<unsigned char> columns;        // the others
     int64_t first_weight = 0;                  // of a channel block, in units of 32 bits of one output channel
+
+    bool skips(int position_row) const { return position_row == skipped_row; }
+    // How many rows are not skipped, of those before `row`.
+    int rows_before(int row) const { return row - (skipped_row == 0 && row > 0); }
 };
 
 struct WinogradConvolution {
@@ -51,7 +57,7 @@ struct WinogradConvolution {
     AlignedMemory weights;
     Epilogue epilogue;
 
-    int positions() const { return (tile + 2) * (tile + 2); }
+    int window() const { return tile + 2; } // its side
     // Output points of the grid for an output of that side.
     int64_t grid(int64_t side) const { return (side + stride - 1) / stride; }
     int64_t tiles_along(int64_t side) const { return (grid(side) + tile - 1) / tile; }
@@ -91,50 +97,66 @@ struct WinogradSchedule {
 WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images, int64_t height, int64_t width,
                           int threads, bool may_share);
 
-// Neighbours in a row of tiles; `first` is their number among those of the range.
+// Neighbours in a row of tiles; `first` is their number among the tiles of the range, `number` that of the run.
 struct TileRun {
-    int64_t image, row, column, tiles, first;
+    int64_t image, row, column, tiles, first, number;
 };
 
 // Calls body(run) for the runs that tiles [begin, end) fall into.
 template <class Body>
 void for_each_run(const WinogradSchedule &schedule, int64_t begin, int64_t end, const Body &body) {
-    for (int64_t tile = begin; tile < end;) {
+    int64_t number = 0;
+    for (int64_t tile = begin; tile < end; ++number) {
         const int64_t row = tile / schedule.tile_columns, column = tile % schedule.tile_columns;
         const int64_t tiles = std::min(schedule.tile_columns - column, end - tile);
-        body(TileRun{row / schedule.tile_rows, row % schedule.tile_rows, column, tiles, tile - begin});
+        body(TileRun{row / schedule.tile_rows, row % schedule.tile_rows, column, tiles, tile - begin, number});
         tile += tiles;
     }
 }
 
 // Transformed windows, or products: [position][part][tile][channel of the part].  Windows have a part for so many
-// channels as `multiply` takes at once, so that it reads them in a row.
+// channels as a product takes at once, so that it reads them in a row.
 struct Positions {
     std::byte *data = nullptr;
     int64_t position_stride = 0, part_stride = 0, tile_stride = 0; // bytes
 
-    Positions from_tile(int64_t tile) const {
-        return {data + tile * tile_stride, position_stride, part_stride, tile_stride};
+    Positions from(int64_t position, int64_t tile) const {
+        return {data + position * position_stride + tile * tile_stride, position_stride, part_stride, tile_stride};
     }
 };
 
-// Where they lie for so many tiles, and how much memory that takes.
-Positions transformed_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data);
-Positions product_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data);
-int64_t transformed_bytes(const WinogradConvolution &convolution, int64_t tiles);
-int64_t product_bytes(const WinogradConvolution &convolution, int64_t tiles);
+// What lies between the two directions of a transform: [row of positions][column of pixels][channel], float32.
+struct Lines {
+    std::byte *data = nullptr;
+    int64_t line_stride = 0, column_stride = 0; // bytes
+    int64_t bytes = 0;
 
-// `inputs` are those of the op; the windows of the run's tiles go to `to`, which is that of its first tile.
+    Lines from(int64_t line, int64_t column) const {
+        return {data + line * line_stride + column * column_stride, line_stride, column_stride, bytes};
+    }
+};
+
+// The windows of so many tiles at all positions.
+Positions window_layout(const WinogradConvolution &convolution, int64_t tiles, std::byte *data);
+int64_t window_bytes(const WinogradConvolution &convolution, int64_t tiles);
+
+// What a task works with, in memory that begins at `data`.
+struct WinogradMemory {
+    Lines input;                       // of the windows of a range
+    Positions windows;                 // of a range, at one row of positions
+    std::byte *late_weights = nullptr; // at all positions
+    Positions products;                // of a channel block, at one row of positions; at all where weights are late
+    Lines output;                      // of a channel block and phase; others follow
+    int64_t bytes = 0;
+
+    WinogradMemory(const WinogradConvolution &convolution, const WinogradSchedule &schedule, std::byte *data);
+};
+
+// All windows of tiles [begin, end), at most a range of them, for a schedule with `whole`; `inputs` are those of the
+// op.
 void transform_windows(const WinogradConvolution &convolution, const KernelTable &kernels,
-                       const Activations *const *inputs, const TileRun &run, const Positions &to);
-
-// Memory in which `multiply` transforms weights late: so many bytes, 0 if it does not.
-int64_t late_weight_bytes(const WinogradConvolution &convolution);
-
-// One channel block of the products of one phase.
-void multiply(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-              const WinogradPhase &phase, int64_t tiles, const Positions &from, const Positions &to,
-              std::byte *late_weights);
+                       const WinogradSchedule &schedule, const Activations *const *inputs, int64_t begin, int64_t end,
+                       const WinogradMemory &memory, const Positions &to);
 
 // Where a run's results go.
 struct WinogradTarget {
@@ -144,8 +166,18 @@ struct WinogradTarget {
     bool bf16 = false;
 };
 
-// The run's output pixels of that phase and channel block, from the products of its first tile on.
+// The run's output pixels of that phase and channel block, from its lines.
 void finish_run(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-                const WinogradPhase &phase, const TileRun &run, const Positions &from, const WinogradTarget &target);
+                const WinogradPhase &phase, const TileRun &run, const Lines &from, const WinogradTarget &target);
+
+// Lines of output of a channel block and phase, from those windows.
+void convolve_windows(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                      const WinogradPhase &phase, int64_t tiles, const Positions &windows,
+                      const WinogradMemory &memory);
+
+// Lines of output of all channel blocks and phases, from the input: for a schedule without `whole`.
+void convolve_range(const WinogradConvolution &convolution, const KernelTable &kernels,
+                    const WinogradSchedule &schedule, const Activations *const *inputs, int64_t begin, int64_t end,
+                    const WinogradMemory &memory);
 
 } // namespace uf

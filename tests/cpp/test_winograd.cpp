@@ -182,37 +182,48 @@ double expected_sum(const Case &test, int image, int y, int x, int output) {
     return bias[output] + sum("weight", 0, top, left, 3, 0);
 }
 
-// All tiles of the batch as one range.
-Guarded run(const Case &test, const std::vector<WinogradForm> &forms, const KernelTable &kernels, ThreadPool &pool) {
+// In ranges of a random size, with all windows of the batch first or not.
+Guarded run(const Case &test, const std::vector<WinogradForm> &forms, const KernelTable &kernels, ThreadPool &pool,
+            Random &random) {
     std::vector<int> channels;
     const Activations *inputs[2] = {&test.inputs[0].layout, &test.inputs.back().layout};
     for (const Guarded &input : test.inputs)
         channels.push_back(input.layout.channels);
     Guarded result(test.images, test.height, test.width, test.outputs, kernels.lanes, 0);
+    const Activations &to = result.layout;
     for (const WinogradConvolution &convolution : prepare_winograd(test.op, channels, forms, kernels, pool)) {
-        const WinogradSchedule order = schedule(convolution, test.images, test.height, test.width, 1, true);
-        const AlignedMemory window_memory = poisoned(transformed_bytes(convolution, order.tiles));
-        const AlignedMemory product_memory = poisoned(product_bytes(convolution, order.tiles));
-        const AlignedMemory late_weights = poisoned(late_weight_bytes(convolution));
-        const Positions windows = transformed_layout(convolution, order.tiles, window_memory.data());
-        const Positions products = product_layout(convolution, order.tiles, product_memory.data());
-        for_each_run(order, 0, order.tiles, [&](const TileRun &run) {
-            transform_windows(convolution, kernels, inputs, run, windows.from_tile(run.first));
-        });
-        const Activations &to = result.layout;
-        for (const ChannelBlock &block : convolution.blocks) {
-            for (const WinogradPhase &phase : convolution.phases) {
-                multiply(convolution, kernels, block, phase, order.tiles, windows, products, late_weights.data());
-                for_each_run(order, 0, order.tiles, [&](const TileRun &run) {
-                    const int64_t step = static_cast<int64_t>(convolution.tile) * convolution.stride;
-                    const WinogradTarget target{to.pixel(run.image, run.row * step, run.column * step),
-                                                to.row_stride,
-                                                to.pixel_stride,
-                                                to.height,
-                                                to.width,
-                                                false};
-                    finish_run(convolution, kernels, block, phase, run, products.from_tile(run.first), target);
-                });
+        WinogradSchedule order = schedule(convolution, test.images, test.height, test.width, 1, true);
+        order.whole = convolution.transforms_late || random.integer(0, 1) == 1;
+        order.range = random.integer(1, static_cast<int>(order.tiles));
+        const AlignedMemory scratch = poisoned(WinogradMemory(convolution, order, nullptr).bytes);
+        const WinogradMemory memory(convolution, order, scratch.data());
+        const AlignedMemory window_memory = poisoned(window_bytes(convolution, order.tiles));
+        const Positions windows = window_layout(convolution, order.tiles, window_memory.data());
+        for (int64_t begin = 0; begin < order.tiles; begin += order.range) {
+            const int64_t end = std::min(begin + order.range, order.tiles);
+            if (order.whole)
+                transform_windows(convolution, kernels, order, inputs, begin, end, memory, windows.from(0, begin));
+            else
+                convolve_range(convolution, kernels, order, inputs, begin, end, memory);
+            Lines lines = memory.output;
+            for (const ChannelBlock &block : convolution.blocks) {
+                for (const WinogradPhase &phase : convolution.phases) {
+                    if (order.whole)
+                        convolve_windows(convolution, kernels, block, phase, end - begin, windows.from(0, begin),
+                                         memory);
+                    for_each_run(order, begin, end, [&](const TileRun &run) {
+                        const int64_t step = static_cast<int64_t>(convolution.tile) * convolution.stride;
+                        const WinogradTarget target{to.pixel(run.image, run.row * step, run.column * step),
+                                                    to.row_stride,
+                                                    to.pixel_stride,
+                                                    to.height,
+                                                    to.width,
+                                                    false};
+                        finish_run(convolution, kernels, block, phase, run, lines, target);
+                    });
+                    if (!order.whole)
+                        lines.data += lines.bytes;
+                }
             }
         }
     }
@@ -270,7 +281,7 @@ int main(int count, char **arguments) {
                     if (form.bf16_products && kernels->conv_bf16 == nullptr)
                         continue;
                     const std::vector<WinogradForm> forms(kind == OpKind::up_conv ? 2 : 1, form);
-                    const double error = relative_error(test, run(test, forms, *kernels, pool));
+                    const double error = relative_error(test, run(test, forms, *kernels, pool, random));
                     ++runs;
                     if (!form.bf16_products)
                         largest[form.tile == 4] = std::max(largest[form.tile == 4], error);
