@@ -496,6 +496,38 @@ def test_normalisation_rules() -> None:
     assert not normalise(np.full((4, 4, 1), 0.5, np.float32), UNetSpec(normalisation="standardise")).any()
 
 
+def test_average_is_the_mean_of_weights_from_one_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(11)
+    start = UNet(TINY).state_dict()
+    runs = [{name: t + 0.1 * t.abs().mean() * torch.randn_like(t) for name, t in start.items()} for _ in range(3)]
+    paths = [str(tmp_path / f"{number}.safetensors") for number in range(3)]
+    for path, weights in zip(paths, runs, strict=True):
+        save_network(path, TINY, weights)
+    out = tmp_path / "new" / "mean.safetensors"
+    assert main(["average", *paths, "--out", str(out)]) == 0
+    assert "mean of 3" in capsys.readouterr().out
+    model, documents = load_network(out)
+    assert model.spec == TINY
+    assert documents["training"] == {"average_of": ["0.safetensors", "1.safetensors", "2.safetensors"]}
+    for name, tensor in model.state_dict().items():
+        expected = sum(run[name].double() for run in runs) / 3
+        assert torch.allclose(tensor.double(), expected, rtol=1e-6, atol=1e-8), name
+
+    save_network(tmp_path / "other.safetensors", TINY, UNet(TINY).state_dict())
+    wide = UNetSpec.from_dict(TINY.to_dict() | {"base_width": 2 * TINY.base_width})
+    save_network(tmp_path / "wide.safetensors", wide, UNet(wide).state_dict())
+    for arguments, message in (
+        ([paths[0], str(tmp_path / "other.safetensors")], "has little in common with"),
+        ([paths[0], str(tmp_path / "wide.safetensors")], "has another spec than"),
+        (paths[:1], "takes two networks or more, got 1"),
+        (paths, "exists; remove it"),
+    ):
+        where = out if "exists" in message else tmp_path / "refused.safetensors"
+        assert main(["average", *arguments, "--out", str(where)]) == 1
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "refused.safetensors").exists()
+
+
 def test_broken_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with pytest.raises(CheckpointError, match="no such file"):

@@ -5,6 +5,7 @@ python -m train --images DIR --masks DIR --out cells.safetensors --resume
 python -m train --images DIR --masks DIR --out mine.safetensors --from cells.safetensors
 torchrun --nproc-per-node 4 -m train --images DIR --masks DIR --out cells.safetensors
 python -m train evaluate cells.safetensors --images DIR --masks DIR     also for an engine file, cells.unet
+python -m train average a.safetensors b.safetensors c.safetensors --out cells.safetensors     of runs with --from
 python -m train learning-curve --counts 10,30,100 --images DIR --masks DIR --out cells.safetensors ...
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from train import data, report
-from train.checkpoint import adopt, load_network, resume_path, save_network
+from train.checkpoint import adopt, average, load_network, resume_path, save_network
 from train.data import Sample
 from train.fit import Result, fit
 from train.learning_curve import add_options, learning_curve
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["evaluate"]:
             return _evaluate(_evaluate_parser().parse_args(arguments[1:]))
+        if arguments[:1] == ["average"]:
+            return _average(_average_parser().parse_args(arguments[1:]))
         if arguments[:1] == ["learning-curve"]:
             return learning_curve(_learning_curve_parser().parse_args(arguments[1:]), _train)
         options = _train_parser().parse_args(arguments)
@@ -65,7 +68,7 @@ def _train_parser() -> argparse.ArgumentParser:
         prog="python -m train",
         description="Train a U-Net on folders of images and masks of the same names. "
         "`python -m train evaluate --help` scores a trained one; `python -m train learning-curve --help` says how many "
-        "images are enough.",
+        "images are enough; `python -m train average --help` makes one network of several.",
     )
     add = parser.add_argument
     add("--images", action="append", default=[], metavar="DIR", help="folder of images; may be given several times")
@@ -174,6 +177,19 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _average_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train average",
+        description="One network whose weights are the mean of several, which were started from the same one (--from) "
+        "and trained with different seeds: often better than each of them, and as fast.",
+    )
+    add = parser.add_argument
+    add("networks", type=Path, nargs="+", metavar="NETWORK", help="NAME.safetensors, two or more")
+    add("--out", required=True, type=Path, metavar="FILE", help="the mean, NAME.safetensors")
+    add("--half", action="store_true", help="store the weights as float16")
+    return parser
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """What the options say, and what `fit` is given."""
@@ -224,12 +240,9 @@ def _train_as_helper(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     started = time.monotonic()
     _set_threads(options.threads)
-    out: Path = options.out
-    if out.suffix != ".safetensors":
-        raise ValueError(f"--out must end in .safetensors, got {out}")
+    out = _output(options.out)
     if out.exists() and not options.resume:
         raise ValueError(f"{out} exists; remove it, name another --out, or go on with it by --resume")
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     # 1. Settings, data, and the checks of both.
     run = _Run.of(options)
@@ -267,6 +280,24 @@ def _train(options: argparse.Namespace) -> int:
     print(f"{result.step} steps in {training_record['wall_minutes']:.1f} minutes, {out.stat().st_size / 1e6:.1f} MB")
     print(f"network {out}, report {page}")
     print(f"state to resume from {resume_path(out)}; remove it when the network is good")
+    return 0
+
+
+def _output(path: Path) -> Path:
+    """`path` for a network, its folder made."""
+    if path.suffix != ".safetensors":
+        raise ValueError(f"--out must end in .safetensors, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _average(options: argparse.Namespace) -> int:
+    out = _output(options.out)
+    if out.exists():
+        raise ValueError(f"{out} exists; remove it, or name another --out")
+    spec, weights = average(options.networks)
+    save_network(out, spec, weights, half=options.half, training={"average_of": [p.name for p in options.networks]})
+    print(f"network {out}, the mean of {len(options.networks)}; score it with `python -m train evaluate {out} ...`")
     return 0
 
 
