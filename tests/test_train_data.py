@@ -275,22 +275,31 @@ def test_each_channel_is_coloured_on_its_own(channels: int) -> None:
 def test_colours_change_in_half_of_the_images_of_several_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr("train.augment._colour", lambda pixels, random: calls.append(1) or pixels)
-    for channels, intensity, least, most in ((1, True, 0, 0), (3, False, 0, 0), (3, True, 35, 65)):
+    for channels, intensity, stains, least, most in (
+        (1, True, True, 0, 0),
+        (3, False, True, 0, 0),
+        (3, True, False, 0, 0),
+        (3, True, True, 35, 65),
+    ):
         calls.clear()
         for seed in range(100):
             pixels, target = np.zeros((8, 8, channels), np.float32), np.zeros((8, 8), np.uint8)
-            augment(pixels, target, np.random.default_rng(seed), intensity=intensity)
+            augment(pixels, target, np.random.default_rng(seed), intensity=intensity, stains=stains)
         assert least <= len(calls) <= most
 
 
 def test_grey_images_are_changed_as_before_there_were_colours() -> None:
     """What the generator gives next was noted before channels were changed on their own: the same numbers are drawn."""
-    following = []
+    following, stained = [], []
     for seed in range(6):
         random = np.random.default_rng(seed)
         pixels = np.random.default_rng(100 + seed).random((32, 32, 1), dtype=np.float32)
         augment(pixels, (pixels[:, :, 0] > 0.5).astype(np.uint8), random)
         following.append(int(random.integers(10**9)))
+        random = np.random.default_rng(seed)
+        augment(pixels, (pixels[:, :, 0] > 0.5).astype(np.uint8), random, stains=True)
+        stained.append(int(random.integers(10**9)))
+    assert following == stained
     assert following == [554314918, 992388762, 945244449, 756741348, 219654445, 529680550]
 
 

@@ -136,9 +136,9 @@ def _train_parser() -> argparse.ArgumentParser:
         "--augment",
         choices=AUGMENTATIONS,
         default="full",
-        help="full (default): symmetries, size, light, blur, grain, and the density of each of several channels, for "
-        "images of other instruments; turns: the eight symmetries of the square only, more exact on images like those "
-        "of the training; none",
+        help="full (default): symmetries, size, light, blur, grain, for images of other instruments; stains: also the "
+        "density of each of several channels; turns: the eight symmetries of the square only, more exact on images "
+        "like those of the training; none",
     )
     add("--half", action="store_true", help="store the weights as float16")
     add("--compile", action="store_true", help="torch.compile: faster steps after a start of a minute or more")

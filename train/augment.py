@@ -21,16 +21,20 @@ def augment(
     *,
     zoom: bool = True,
     intensity: bool = True,
+    stains: bool = False,
 ) -> tuple[Floats, NDArray]:
     """A changed copy of `pixels` (H, W, C) in [0, 1], H equal to W, with `target` (H, W[, classes]) moved alike.
 
     The changed pixels may lie somewhat outside [0, 1].  Without `intensity` only the geometry changes, for targets that
-    are images themselves; without `zoom` too, pixels keep their values.
+    are images themselves; without `zoom` too, pixels keep their values.  With `stains` half of the images of several
+    channels have the density of each channel changed.
     """
     pixels, target = _turn(pixels, target, random)
     if zoom and random.random() < 0.5:
         pixels, target = _zoom(pixels, target, random)
-    return (_intensity(pixels, random) if intensity else pixels), np.ascontiguousarray(target)
+    if intensity:
+        pixels = _intensity(pixels, random, stains=stains)
+    return pixels, np.ascontiguousarray(target)
 
 
 def bend(pixels: Floats, target: NDArray[np.generic], random: np.random.Generator) -> tuple[Floats, NDArray]:
@@ -116,9 +120,9 @@ def mirror(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return np.where(index >= size, period - index, index)
 
 
-def _intensity(pixels: Floats, random: np.random.Generator) -> Floats:
+def _intensity(pixels: Floats, random: np.random.Generator, *, stains: bool) -> Floats:
     pixels = pixels.astype(np.float32, copy=True)
-    if pixels.shape[2] > 1 and random.random() < 0.5:
+    if stains and pixels.shape[2] > 1 and random.random() < 0.5:
         pixels = _colour(pixels, random)
     if random.random() < 0.15:
         pixels = _blur(pixels, random.uniform(0.4, 1.0))

@@ -78,10 +78,12 @@ class Batches:
         random = np.random.default_rng([recipe.seed, 0, place])
         sample = self.samples[order[index]]
         segmenting = spec.output != "identity"
-        full = recipe.augment == "full"
+        full = recipe.augment in ("full", "stains")
         image, target = to_unit(sample.pixels), sample.target
         if recipe.augment != "none":
-            image, target = augment(image, target, random, zoom=full, intensity=full and segmenting)
+            image, target = augment(
+                image, target, random, zoom=full, intensity=full and segmenting, stains=recipe.augment == "stains"
+            )
         if random.random() < recipe.elastic:
             image, target = bend(image, target, random)
         image = normalise(image, spec)

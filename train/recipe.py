@@ -12,7 +12,7 @@ from unet_fast.spec import UNetSpec
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
 #: Everything that another instrument may change; the eight symmetries of the square; nothing.
-AUGMENTATIONS = ("full", "turns", "none")
+AUGMENTATIONS = ("full", "stains", "turns", "none")
 
 
 @dataclass(frozen=True)
