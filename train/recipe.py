@@ -11,7 +11,7 @@ import torch
 from unet_fast.spec import UNetSpec
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
-#: Everything that another instrument may change; the eight symmetries of the square; nothing.
+#: What another instrument may change; that and what other stains may; the eight symmetries of the square; nothing.
 AUGMENTATIONS = ("full", "stains", "turns", "none")
 
 

@@ -497,7 +497,7 @@ class CpuContext final : public Context {
         return result;
     }
 
-    // Each convolution of the op in turn, band by band: tiles [band_begin, band_end).
+    // Each convolution of the op in turn, band by band.
     void winograd(const PreparedOp &prepared, const Pass &pass) {
         const std::vector<WinogradSchedule> &schedules = schedules_of(prepared);
         for (size_t number = 0; number < schedules.size(); ++number) {
@@ -508,6 +508,7 @@ class CpuContext final : public Context {
         }
     }
 
+    // Tiles [band_begin, band_end).
     void winograd_band(const PreparedOp &prepared, size_t number, const Pass &pass, int64_t band_begin,
                        int64_t band_end) {
         const WinogradConvolution &convolution = prepared.winograd[number];
@@ -516,6 +517,7 @@ class CpuContext final : public Context {
         const Op &op = *prepared.op;
         const Activations *inputs[2] = {&buffers_[op.inputs[0]], &buffers_[op.inputs.back()]};
         const int64_t ranges = (band_end - band_begin + schedule.range - 1) / schedule.range;
+        const WinogradScratch parts = winograd_scratch(prepared, schedules_of(prepared));
         const auto begin_of = [&](int64_t range) { return band_begin + range * schedule.range; };
         const auto end_of = [&](int64_t range) { return std::min(begin_of(range + 1), band_end); };
         if (!schedule.whole) {
@@ -526,13 +528,15 @@ class CpuContext final : public Context {
                 Lines lines = memory.output;
                 for (const ChannelBlock &block : convolution.blocks) {
                     for (const WinogradPhase &phase : convolution.phases) {
-                        finish_range(prepared, number, block, phase, begin, end, lines, worker);
+                        finish_range(prepared, number, block, phase, begin, end, lines,
+                                     scratch_of(worker) + parts.features);
                         lines.data += lines.bytes;
                     }
                     finish_block(prepared, number, block, begin, end);
                 }
                 if (op.kind == OpKind::head)
-                    finish_head(prepared, pass, begin, end, worker);
+                    finish_head(prepared, pass, begin, end, scratch_of(worker) + parts.features,
+                                scratch_of(worker) + parts.logits);
             });
             return;
         }
@@ -552,19 +556,19 @@ class CpuContext final : public Context {
             for (const WinogradPhase &phase : convolution.phases) {
                 convolve_windows(convolution, kernels, block, phase, end - begin, windows.from(0, begin - band_begin),
                                  memory);
-                finish_range(prepared, number, block, phase, begin, end, memory.output, worker);
+                finish_range(prepared, number, block, phase, begin, end, memory.output, nullptr);
             }
             finish_block(prepared, number, block, begin, end);
         });
     }
 
-    // Output pixels of a channel block and phase, from its lines.
+    // Output pixels of a channel block and phase, from its lines; in a head, to `features`.
     void finish_range(const PreparedOp &prepared, size_t number, const ChannelBlock &block, const WinogradPhase &phase,
-                      int64_t begin, int64_t end, const Lines &lines, int worker) const {
+                      int64_t begin, int64_t end, const Lines &lines, std::byte *features) const {
         const WinogradConvolution &convolution = prepared.winograd[number];
         for_each_run(schedules_of(prepared)[number], begin, end, [&](const TileRun &run) {
             const WinogradTarget target = prepared.op->kind == OpKind::head
-                                              ? head_target(prepared, run, worker)
+                                              ? head_target(prepared, run, features)
                                               : output_target(*prepared.op, convolution, run);
             finish_run(convolution, *program_->kernels, block, phase, run, lines, target);
         });
@@ -591,12 +595,11 @@ class CpuContext final : public Context {
     }
 
     // Features of the run's tiles, in rows as long as the run.
-    WinogradTarget head_target(const PreparedOp &prepared, const TileRun &run, int worker) const {
+    WinogradTarget head_target(const PreparedOp &prepared, const TileRun &run, std::byte *features) const {
         const WinogradConvolution &convolution = prepared.winograd[0];
         const auto [height, width] = convolved_size(*prepared.op);
         const int64_t pixel = convolution.padded_channels * static_cast<int64_t>(sizeof(float));
         const int64_t tile = convolution.tile;
-        std::byte *features = scratch_of(worker) + winograd_scratch(prepared, schedules_of(prepared)).features;
         return {features + run.first * tile * tile * pixel, run.tiles * tile * pixel, pixel, height, width, false};
     }
 
@@ -617,15 +620,15 @@ class CpuContext final : public Context {
             pool_pair(to, buffers_[op.outputs[1]], block, run.image, y / 2, first / 2, last / 2);
     }
 
-    void finish_head(const PreparedOp &prepared, const Pass &pass, int64_t begin, int64_t end, int worker) const {
+    void finish_head(const PreparedOp &prepared, const Pass &pass, int64_t begin, int64_t end, std::byte *features,
+                     std::byte *logits) const {
         const int64_t tile = prepared.winograd[0].tile;
-        std::byte *logits = scratch_of(worker) + winograd_scratch(prepared, schedules_of(prepared)).logits;
         for_each_run(schedules_of(prepared)[0], begin, end, [&](const TileRun &run) {
-            const WinogradTarget features = head_target(prepared, run, worker);
+            const WinogradTarget target = head_target(prepared, run, features);
             const int64_t first = run.row * tile, x = run.column * tile;
-            for (int64_t y = first; y < std::min(first + tile, features.height); ++y) {
-                head_row(prepared, pass, run.image, y, x, std::min(run.tiles * tile, features.width - x),
-                         features.data + (y - first) * features.row_stride, logits);
+            for (int64_t y = first; y < std::min(first + tile, target.height); ++y) {
+                head_row(prepared, pass, run.image, y, x, std::min(run.tiles * tile, target.width - x),
+                         target.data + (y - first) * target.row_stride, logits);
             }
         });
     }

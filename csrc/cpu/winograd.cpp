@@ -501,6 +501,16 @@ void gather_row(const WinogradConvolution &convolution, const KernelTable &kerne
     kernels.winograd->output_row(row);
 }
 
+// A row of positions of a channel block and phase: windows -> a line.
+void convolve_row(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                  const WinogradPhase &phase, int row, int64_t tiles, const Positions &windows,
+                  const WinogradMemory &memory, const Lines &to) {
+    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, memory.products);
+    multiply_row(convolution, kernels, product, phase, row, windows.data, weights_of(convolution, block, phase),
+                 memory.products.data);
+    gather_row(convolution, kernels, block, phase, tiles, memory.products, to);
+}
+
 } // namespace
 
 void transform_windows(const WinogradConvolution &convolution, const KernelTable &kernels,
@@ -519,19 +529,16 @@ void convolve_windows(const WinogradConvolution &convolution, const KernelTable 
                       const WinogradPhase &phase, int64_t tiles, const Positions &windows,
                       const WinogradMemory &memory) {
     const int side = convolution.window();
-    const bool late = convolution.transforms_late;
-    if (late)
+    if (convolution.transforms_late)
         multiply_late(convolution, kernels, block, phase, tiles, windows, memory);
-    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, memory.products);
     for (int row = 0; row < side; ++row) {
         if (phase.skips(row))
             continue;
-        const Positions products = memory.products.from(late ? row * side : 0, 0);
-        if (!late) {
-            multiply_row(convolution, kernels, product, phase, row, windows.from(row * side, 0).data,
-                         weights_of(convolution, block, phase), products.data);
-        }
-        gather_row(convolution, kernels, block, phase, tiles, products, memory.output.from(row, 0));
+        const Lines line = memory.output.from(row, 0);
+        if (convolution.transforms_late)
+            gather_row(convolution, kernels, block, phase, tiles, memory.products.from(row * side, 0), line);
+        else
+            convolve_row(convolution, kernels, block, phase, row, tiles, windows.from(row * side, 0), memory, line);
     }
 }
 
@@ -547,18 +554,14 @@ void convolve_range(const WinogradConvolution &convolution, const KernelTable &k
             transform_row(convolution, kernels, run.tiles, memory.input.from(row, first_column(convolution, run)),
                           memory.windows.from(0, run.first));
         });
-        std::byte *lines = memory.output.data;
+        Lines lines = memory.output;
         for (const ChannelBlock &block : convolution.blocks) {
             for (const WinogradPhase &phase : convolution.phases) {
-                Lines output = memory.output;
-                output.data = lines;
-                lines += output.bytes;
-                if (phase.skips(row))
-                    continue;
-                WinogradProduct product = product_of(convolution, block, phase, tiles, memory.windows, memory.products);
-                multiply_row(convolution, kernels, product, phase, row, memory.windows.data,
-                             weights_of(convolution, block, phase), memory.products.data);
-                gather_row(convolution, kernels, block, phase, tiles, memory.products, output.from(row, 0));
+                if (!phase.skips(row)) {
+                    convolve_row(convolution, kernels, block, phase, row, tiles, memory.windows, memory,
+                                 lines.from(row, 0));
+                }
+                lines.data += lines.bytes;
             }
         }
     }

@@ -36,7 +36,7 @@ struct WinogradPhase {
 
     bool skips(int position_row) const { return position_row == skipped_row; }
     // How many rows are not skipped, of those before `row`.
-    int rows_before(int row) const { return row - (skipped_row == 0 && row > 0); }
+    int rows_before(int row) const { return row - (skipped_row >= 0 && skipped_row < row); }
 };
 
 struct WinogradConvolution {

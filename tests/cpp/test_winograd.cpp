@@ -182,6 +182,18 @@ double expected_sum(const Case &test, int image, int y, int x, int output) {
     return bias[output] + sum("weight", 0, top, left, 3, 0);
 }
 
+// Weights take no more than what is multiplied: all 3x3 taps or four times 2x2, or the positions that they reach.
+void check_weights(const WinogradConvolution &convolution) {
+    const bool merged = convolution.phases.size() == 4;
+    const int side = convolution.window() - merged, taps = merged ? 4 : 9;
+    const int64_t each = convolution.transforms_late ? taps : side * side;
+    if (convolution.block_weights == convolution.units * each * (merged ? 4 : 1))
+        return;
+    std::printf("FAILED: %lld units of weights of a channel block\n",
+                static_cast<long long>(convolution.block_weights));
+    std::exit(1);
+}
+
 // In ranges of a random size, with all windows of the batch first or not.
 Guarded run(const Case &test, const std::vector<WinogradForm> &forms, const KernelTable &kernels, ThreadPool &pool,
             Random &random) {
@@ -192,6 +204,7 @@ Guarded run(const Case &test, const std::vector<WinogradForm> &forms, const Kern
     Guarded result(test.images, test.height, test.width, test.outputs, kernels.lanes, 0);
     const Activations &to = result.layout;
     for (const WinogradConvolution &convolution : prepare_winograd(test.op, channels, forms, kernels, pool)) {
+        check_weights(convolution);
         WinogradSchedule order = schedule(convolution, test.images, test.height, test.width, 1, true);
         order.whole = convolution.transforms_late || random.integer(0, 1) == 1;
         order.range = random.integer(1, static_cast<int>(order.tiles));
