@@ -142,10 +142,11 @@ struct WinogradOutputColumns {
     int64_t rows, columns;            // of pixels: at most m rows
 };
 
-// Weights as they are in the convolution -> positions.  Where a row and a column of positions are skipped, the kernel
-// is 2 x 2 and stands in that corner of one of 3 x 3 which makes them zero.
+// Weights as they are in the convolution -> a row of positions.  Where a row and a column of positions are skipped, the
+// kernel is 2 x 2 and stands in that corner of one of 3 x 3 which makes them zero.
 struct WinogradWeights {
     int tile;
+    int row;                         // of positions, not the skipped one
     int skipped_row, skipped_column; // 0, m + 1 or both -1 for none
     const float *weights;            // [unit][3 x 3 or 2 x 2][vectors][lanes]
     int64_t units;

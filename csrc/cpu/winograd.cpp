@@ -7,9 +7,10 @@ namespace {
 
 constexpr int kernel_side = 3, most_lanes = 16;
 
-// Units of which weights are transformed together: the second cache holds their positions (288 KB with AVX-512) beside
-// products, and sums are stored and loaded again once for so many multiply-adds.
-constexpr int64_t late_units = 64;
+// Units whose weights are transformed together: the first cache holds a row of their positions (24 KB with AVX2), and
+// sums are stored and loaded again once for so many multiply-adds.  They are transformed row by row, from taps that the
+// second cache holds, beside those that come next, for a group of units (144 KB with AVX2).
+constexpr int64_t late_units = 64, late_group = 256;
 
 int64_t taps_of(const WinogradPhase &phase) { return phase.skipped_row < 0 ? 9 : 4; }
 
@@ -138,8 +139,13 @@ class Builder {
         constexpr int most_positions = 36;
         alignas(64) float positions[most_positions * most_lanes];
         const int lanes = result_.lanes;
-        kernels_.winograd->weights({result_.tile, phase.skipped_row, phase.skipped_column, taps, 1, 1, positions,
-                                    lanes * static_cast<int64_t>(sizeof(float))});
+        for (int row = 0; row < result_.window(); ++row) {
+            if (!phase.skips(row)) {
+                float *to_row = positions + phase.rows_before(row) * static_cast<int64_t>(phase.columns.size()) * lanes;
+                kernels_.winograd->weights({result_.tile, row, phase.skipped_row, phase.skipped_column, taps, 1, 1,
+                                            to_row, lanes * static_cast<int64_t>(sizeof(float))});
+            }
+        }
         for (int64_t i = 0; i < positions_of(result_, phase); ++i) {
             const float *from = positions + i * lanes;
             if (result_.bf16_products) {
@@ -221,6 +227,17 @@ int64_t part_channels(const WinogradConvolution &convolution) {
 int64_t odd_lines(int64_t bytes) {
     constexpr int64_t line = 64;
     return ((bytes + line - 1) / line | 1) * line;
+}
+
+// Units whose products are made, for all rows of positions, before those of others are added.
+int64_t units_together(const WinogradConvolution &convolution) {
+    return convolution.transforms_late ? std::min(late_group, convolution.units) : convolution.units;
+}
+
+// Positions at which a task has products at a time.
+int64_t product_positions(const WinogradConvolution &convolution) {
+    const int64_t side = convolution.window();
+    return units_together(convolution) < convolution.units ? side * side : side;
 }
 
 // Bytes of late weights from position to position.
@@ -309,10 +326,9 @@ WinogradMemory::WinogradMemory(const WinogradConvolution &convolution, const Win
         windows.data = take(side * windows.position_stride);
     }
     if (convolution.transforms_late)
-        late_weights = take(side * side * late_position_stride(convolution));
+        late_weights = take(side * late_position_stride(convolution));
     const int64_t position_stride = odd_lines(tiles * block);
-    products = {take((convolution.transforms_late ? side * side : side) * position_stride), position_stride,
-                position_stride, block};
+    products = {take(product_positions(convolution) * position_stride), position_stride, position_stride, block};
     output = take_lines(tile * tiles, block);
     if (!schedule.whole)
         take(output.bytes * (static_cast<int64_t>(convolution.blocks.size() * convolution.phases.size()) - 1));
@@ -334,7 +350,7 @@ WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images
                phases = static_cast<int64_t>(convolution.phases.size());
     const int64_t per_tile = window_bytes(convolution, 64) / 64;
     const int64_t own_per_tile = (lines + side) * inputs + side * block + lines * block * blocks * phases;
-    const int64_t product_per_tile = (convolution.transforms_late ? side * side : side) * block + lines * block;
+    const int64_t product_per_tile = product_positions(convolution) * block + lines * block;
     result.band_rows = images * result.tile_rows;
     if (convolution.transforms_late) {
         const int64_t fitting = shared_bytes / (per_tile * result.tile_columns);
@@ -425,20 +441,22 @@ const std::byte *weights_of(const WinogradConvolution &convolution, const Channe
                (convolution.block_weights * block.first_vector + phase.first_weight * block.vectors);
 }
 
-// What all products of a channel block and phase have in common, for as many units as weights are together.
+// A row of positions of a channel block and phase, from windows to products, which both begin at that row; without its
+// weights.
 WinogradProduct product_of(const WinogradConvolution &convolution, const ChannelBlock &block,
                            const WinogradPhase &phase, int64_t tiles, const Positions &windows,
                            const Positions &products) {
     WinogradProduct product;
+    product.input = windows.data;
     product.position_stride = windows.position_stride;
     product.tile_stride = windows.tile_stride;
-    product.weight_position_stride = convolution.units * block.vectors * convolution.lanes * int64_t{4};
     product.positions = phase.columns.data();
     product.position_count = static_cast<int>(phase.columns.size());
     product.tiles = tiles;
     product.units = convolution.units;
     product.vectors = block.vectors;
     product.adds = false;
+    product.output = reinterpret_cast<float *>(products.data);
     product.output_position_stride = products.position_stride;
     product.output_tile_stride = products.tile_stride;
     product.next = nullptr;
@@ -446,42 +464,39 @@ WinogradProduct product_of(const WinogradConvolution &convolution, const Channel
     return product;
 }
 
-// One row of positions; `windows` and `products` begin there, `weights` are those of the block and phase.
-void multiply_row(const WinogradConvolution &convolution, const KernelTable &kernels, WinogradProduct &product,
-                  const WinogradPhase &phase, int row, const std::byte *windows, const std::byte *weights,
-                  std::byte *products) {
-    product.input = windows;
-    product.weights = weights + phase.rows_before(row) * product.position_count * product.weight_position_stride;
-    product.output = reinterpret_cast<float *>(products);
+void multiply_row(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                  const WinogradPhase &phase, int row, int64_t tiles, const Positions &windows,
+                  const Positions &products) {
+    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, products);
+    product.weight_position_stride = convolution.units * block.vectors * convolution.lanes * int64_t{4};
+    product.weights = weights_of(convolution, block, phase) +
+                      phase.rows_before(row) * product.position_count * product.weight_position_stride;
     (convolution.bf16_products ? kernels.winograd->product_bf16 : kernels.winograd->product_float32)(product);
 }
 
-// All rows, from weights that are transformed for the purpose.
-void multiply_late(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-                   const WinogradPhase &phase, int64_t tiles, const Positions &windows, const WinogradMemory &memory) {
-    const int64_t vector_bytes = int64_t{4} * convolution.lanes,
-                  unit_bytes = taps_of(phase) * block.vectors * vector_bytes;
-    const int side = convolution.window(), rows = phase.rows_before(side);
-    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, memory.products);
+// The same for units [begin, end), whose weights are transformed for the purpose; what others gave is added to.
+void multiply_row_late(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                       const WinogradPhase &phase, int row, int64_t begin, int64_t end, int64_t tiles,
+                       const Positions &windows, std::byte *row_weights, const Positions &products) {
+    const int64_t unit_bytes = taps_of(phase) * block.vectors * convolution.lanes * int64_t{4};
+    const int64_t rows = phase.rows_before(convolution.window());
+    const std::byte *taps = weights_of(convolution, block, phase);
+    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, products);
+    product.weights = row_weights;
     product.weight_position_stride = late_position_stride(convolution);
-    for (int64_t unit = 0; unit < convolution.units; unit += late_units) {
-        const std::byte *taps = weights_of(convolution, block, phase) + unit * unit_bytes;
-        product.units = std::min(late_units, convolution.units - unit);
-        kernels.winograd->weights({convolution.tile, phase.skipped_row, phase.skipped_column,
-                                   reinterpret_cast<const float *>(taps), product.units, block.vectors,
-                                   reinterpret_cast<float *>(memory.late_weights), product.weight_position_stride});
-        for (int row = 0; row < side; ++row) {
-            if (phase.skips(row))
-                continue;
-            // The taps of the next units, phase or block follow: a part of them with each row.
-            const int64_t done = phase.rows_before(row), all = product.units * unit_bytes;
-            product.next = reinterpret_cast<const char *>(taps) + all + all * done / rows;
-            product.next_bytes = all / rows;
-            multiply_row(convolution, kernels, product, phase, row,
-                         windows.from(row * side, 0).data + unit / late_units * windows.part_stride,
-                         memory.late_weights, memory.products.from(row * side, 0).data);
-        }
-        product.adds = true;
+    for (int64_t unit = begin; unit < end; unit += late_units) {
+        product.input = windows.data + unit / late_units * windows.part_stride;
+        product.units = std::min(late_units, end - unit);
+        product.adds = unit > 0;
+        kernels.winograd->weights({convolution.tile, row, phase.skipped_row, phase.skipped_column,
+                                   reinterpret_cast<const float *>(taps + unit * unit_bytes), product.units,
+                                   block.vectors, reinterpret_cast<float *>(row_weights),
+                                   product.weight_position_stride});
+        // The taps of the next units, phase or block follow: a part of them with each product.
+        const int64_t done = phase.rows_before(row) * (end - begin) + unit - begin;
+        product.next = reinterpret_cast<const char *>(taps + end * unit_bytes + done * unit_bytes / rows);
+        product.next_bytes = product.units * unit_bytes / rows;
+        kernels.winograd->product_float32(product);
     }
 }
 
@@ -501,16 +516,6 @@ void gather_row(const WinogradConvolution &convolution, const KernelTable &kerne
     kernels.winograd->output_row(row);
 }
 
-// A row of positions of a channel block and phase: windows -> a line.
-void convolve_row(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-                  const WinogradPhase &phase, int row, int64_t tiles, const Positions &windows,
-                  const WinogradMemory &memory, const Lines &to) {
-    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, memory.products);
-    multiply_row(convolution, kernels, product, phase, row, windows.data, weights_of(convolution, block, phase),
-                 memory.products.data);
-    gather_row(convolution, kernels, block, phase, tiles, memory.products, to);
-}
-
 } // namespace
 
 void transform_windows(const WinogradConvolution &convolution, const KernelTable &kernels,
@@ -528,17 +533,24 @@ void transform_windows(const WinogradConvolution &convolution, const KernelTable
 void convolve_windows(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
                       const WinogradPhase &phase, int64_t tiles, const Positions &windows,
                       const WinogradMemory &memory) {
+    const int64_t units = convolution.units, together = units_together(convolution);
     const int side = convolution.window();
-    if (convolution.transforms_late)
-        multiply_late(convolution, kernels, block, phase, tiles, windows, memory);
-    for (int row = 0; row < side; ++row) {
-        if (phase.skips(row))
-            continue;
-        const Lines line = memory.output.from(row, 0);
-        if (convolution.transforms_late)
-            gather_row(convolution, kernels, block, phase, tiles, memory.products.from(row * side, 0), line);
-        else
-            convolve_row(convolution, kernels, block, phase, row, tiles, windows.from(row * side, 0), memory, line);
+    for (int64_t begin = 0; begin < units; begin += together) {
+        const int64_t end = std::min(begin + together, units);
+        for (int row = 0; row < side; ++row) {
+            if (phase.skips(row))
+                continue;
+            const Positions from = windows.from(row * side, 0);
+            const Positions products = memory.products.from(together < units ? row * side : 0, 0);
+            if (convolution.transforms_late) {
+                multiply_row_late(convolution, kernels, block, phase, row, begin, end, tiles, from, memory.late_weights,
+                                  products);
+            } else {
+                multiply_row(convolution, kernels, block, phase, row, tiles, from, products);
+            }
+            if (end == units)
+                gather_row(convolution, kernels, block, phase, tiles, products, memory.output.from(row, 0));
+        }
     }
 }
 
@@ -558,8 +570,8 @@ void convolve_range(const WinogradConvolution &convolution, const KernelTable &k
         for (const ChannelBlock &block : convolution.blocks) {
             for (const WinogradPhase &phase : convolution.phases) {
                 if (!phase.skips(row)) {
-                    convolve_row(convolution, kernels, block, phase, row, tiles, memory.windows, memory,
-                                 lines.from(row, 0));
+                    multiply_row(convolution, kernels, block, phase, row, tiles, memory.windows, memory.products);
+                    gather_row(convolution, kernels, block, phase, tiles, memory.products, lines.from(row, 0));
                 }
                 lines.data += lines.bytes;
             }

@@ -144,8 +144,8 @@ int64_t window_bytes(const WinogradConvolution &convolution, int64_t tiles);
 struct WinogradMemory {
     Lines input;                       // of the windows of a range
     Positions windows;                 // of a range, at one row of positions
-    std::byte *late_weights = nullptr; // at all positions
-    Positions products;                // of a channel block, at one row of positions; at all where weights are late
+    std::byte *late_weights = nullptr; // at one row of positions
+    Positions products;                // of a channel block, at one row; at all where late weights are of many units
     Lines output;                      // of a channel block and phase; others follow
     int64_t bytes = 0;
 

@@ -10,6 +10,7 @@
 namespace uf {
 namespace {
 
+// `kernel` is G, `weights` applies all of it.
 template <int m> struct Filtering;
 
 // Points 0, 1, -1, infinity.
@@ -20,6 +21,8 @@ template <> struct Filtering<2> {
         v[2] = d[2] - d[1];
         v[3] = d[3] - d[1];
     }
+    static constexpr float kernel[4][3] = {
+        {1.0F, 0.0F, 0.0F}, {0.5F, 0.5F, 0.5F}, {0.5F, -0.5F, 0.5F}, {0.0F, 0.0F, 1.0F}};
     static void weights(const Vector (&g)[3], Vector (&u)[4]) {
         const Vector even = 0.5F * (g[0] + g[2]), odd = 0.5F * g[1];
         u[0] = g[0];
@@ -46,14 +49,20 @@ template <> struct Filtering<4> {
         v[4] = even_b - b * odd_b;
         v[5] = (d[1] + d[5]) - 2.5F * d[3];
     }
+    static constexpr float kernel[6][3] = {{1.0F, 0.0F, 0.0F},
+                                           {1.0F / 6.0F, a / 6.0F, 1.0F / 3.0F},
+                                           {1.0F / 6.0F, -a / 6.0F, 1.0F / 3.0F},
+                                           {-2.0F / 3.0F, -b / 1.5F, -1.0F / 3.0F},
+                                           {-2.0F / 3.0F, b / 1.5F, -1.0F / 3.0F},
+                                           {0.0F, 0.0F, 1.0F}};
     static void weights(const Vector (&g)[3], Vector (&u)[6]) {
-        const Vector even_a = (1.0F / 6.0F) * g[0] + (1.0F / 3.0F) * g[2], odd_a = (a / 6.0F) * g[1];
-        const Vector even_b = (2.0F / 3.0F) * g[0] + (1.0F / 3.0F) * g[2], odd_b = (b / 1.5F) * g[1];
+        const Vector even_a = kernel[1][0] * g[0] + kernel[1][2] * g[2], odd_a = kernel[1][1] * g[1];
+        const Vector even_b = kernel[3][0] * g[0] + kernel[3][2] * g[2], odd_b = kernel[3][1] * g[1];
         u[0] = g[0];
         u[1] = even_a + odd_a;
         u[2] = even_a - odd_a;
-        u[3] = -(even_b + odd_b);
-        u[4] = -(even_b - odd_b);
+        u[3] = even_b + odd_b;
+        u[4] = even_b - odd_b;
         u[5] = g[2];
     }
     static void output(const Vector (&p)[6], Vector (&y)[4]) {
@@ -354,57 +363,51 @@ void transform_output_columns(const WinogradOutputColumns &columns) {
     columns.tile == 2 ? finish_columns_of<Float32, 2>(columns) : finish_columns_of<Float32, 4>(columns);
 }
 
-// One unit, one vector of channels; `stride` vectors from tap to tap.
-template <int m, int skipped_row, int skipped_column>
-void transform_kernel(const Vector *taps, int64_t stride, char *output, int64_t position_stride) {
-    constexpr int n = m + 2, side = skipped_row < 0 ? 3 : 2;
-    constexpr int row = skipped_row == 0, column = skipped_column == 0; // of the kernel's first tap
-    Vector transformed[3][n] = {};                                      // [column of the kernel][row of positions]
+// A row of positions; the kernels have `side` taps in a row, of which the first stands in column `first`.
+template <int m, int side, int skipped_column, int Q> void transform_kernels(const WinogradWeights weights) {
+    constexpr int n = m + 2, first = skipped_column == 0;
+    Vector along_column[side];
 #pragma GCC unroll 3
-    for (int x = 0; x < side; ++x) {
-        Vector line[3] = {};
+    for (int y = 0; y < side; ++y)
+        along_column[y] = Vector{} + Filtering<m>::kernel[weights.row][y + (weights.skipped_row == 0)];
+    const auto *taps = reinterpret_cast<const Vector *>(weights.weights);
+    char *to = reinterpret_cast<char *>(weights.output);
+    for (int64_t unit = 0; unit < weights.units; ++unit, taps += side * side * Q, to += Q * sizeof(Vector)) {
+#pragma GCC unroll 4
+        for (int q = 0; q < Q; ++q) {
+            Vector line[3] = {}, positions[n];
 #pragma GCC unroll 3
-        for (int y = 0; y < side; ++y)
-            line[y + row] = taps[(y * side + x) * stride];
-        Filtering<m>::weights(line, transformed[x + column]);
-    }
+            for (int x = 0; x < side; ++x) {
+                line[first + x] = along_column[0] * taps[x * Q + q];
+#pragma GCC unroll 3
+                for (int y = 1; y < side; ++y)
+                    line[first + x] += along_column[y] * taps[(y * side + x) * Q + q];
+            }
+            Filtering<m>::weights(line, positions);
 #pragma GCC unroll 6
-    for (int u = 0; u < n; ++u) {
-        if (u == skipped_row)
-            continue;
-        const Vector line[3] = {transformed[0][u], transformed[1][u], transformed[2][u]};
-        Vector positions[n];
-        Filtering<m>::weights(line, positions);
-#pragma GCC unroll 6
-        for (int v = 0; v < n; ++v) {
-            if (v == skipped_column)
-                continue;
-            Float32::store(output, positions[v]);
-            output += position_stride;
+            for (int v = 0; v < n; ++v) {
+                if (v != skipped_column) {
+                    const int number = v - (skipped_column == 0);
+                    Float32::store(to + number * weights.position_stride + q * sizeof(Vector), positions[v]);
+                }
+            }
         }
     }
 }
 
-template <int m, int skipped_row, int skipped_column> void transform_kernels(const WinogradWeights &weights) {
-    constexpr int taps = skipped_row < 0 ? 9 : 4;
-    const auto *from = reinterpret_cast<const Vector *>(weights.weights);
-    char *to = reinterpret_cast<char *>(weights.output);
-    for (int64_t unit = 0; unit < weights.units; ++unit, from += taps * weights.vectors) {
-        for (int vector = 0; vector < weights.vectors; ++vector, to += sizeof(Vector)) {
-            transform_kernel<m, skipped_row, skipped_column>(from + vector, weights.vectors, to,
-                                                             weights.position_stride);
-        }
+template <int m, int side, int skipped_column, int Q> void transform_kernels_of(const WinogradWeights &weights) {
+    if constexpr (Q > 0) {
+        if (weights.vectors != Q)
+            return transform_kernels_of<m, side, skipped_column, Q / 2>(weights);
+        transform_kernels<m, side, skipped_column, Q>(weights);
     }
 }
 
 template <int m> void transform_weights_of(const WinogradWeights &weights) {
-    constexpr int last = m + 1;
     if (weights.skipped_row < 0)
-        return transform_kernels<m, -1, -1>(weights);
-    if (weights.skipped_row == 0)
-        return weights.skipped_column == 0 ? transform_kernels<m, 0, 0>(weights)
-                                           : transform_kernels<m, 0, last>(weights);
-    weights.skipped_column == 0 ? transform_kernels<m, last, 0>(weights) : transform_kernels<m, last, last>(weights);
+        return transform_kernels_of<m, 3, -1, widest>(weights);
+    weights.skipped_column == 0 ? transform_kernels_of<m, 2, 0, widest>(weights)
+                                : transform_kernels_of<m, 2, m + 1, widest>(weights);
 }
 
 void transform_weights(const WinogradWeights &weights) {
