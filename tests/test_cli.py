@@ -114,9 +114,32 @@ def test_several_classes_and_regression(images: Path, tmp_path: Path, engine_fil
     values = np.stack(read_pages(out / "probability" / "grey.tif"), axis=-1)
     assert np.array_equal(values, engine.probability(page))
     out = tmp_path / "regression"
-    assert run("segment", engine_file("regression"), images / "grey.png", "-o", out, "--overlay", *CPU) == 0
+    assert run("segment", engine_file("regression"), images / "grey.png", "-o", out, *CPU) == 0
     assert written(out) == {"probability/grey.tif"}
     assert len(read_pages(out / "probability" / "grey.tif")) == 3
+
+
+def test_options_that_the_network_has_no_use_for(
+    images: Path, tmp_path: Path, engine_file: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, options, reason in (
+        ("classes", ("--threshold", 0.5), "threshold is for one class"),
+        ("regression", ("--threshold", 0.5), "no threshold"),
+        ("regression", ("--overlay",), "no outlines"),
+        ("regression", ("--montage",), "no outlines"),
+    ):
+        assert run("segment", engine_file(name), images, "-o", tmp_path / "out", *options, *CPU) == 1
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_montage_spares_an_image_of_its_name(images: Path, tmp_path: Path, engine_file: Files) -> None:
+    out = tmp_path / "out"
+    (images / "grey.png").rename(images / "Montage.png")
+    inputs = (images / "Montage.png", images / "colour.png")
+    assert run("segment", engine_file("plain"), *inputs, "-o", out, "--montage", *CPU) == 0
+    assert written(out) == {"Montage.png", "colour.png", "montage_of_all.png"}
+    assert _mask(out, "Montage.png").shape == (45, 71)
 
 
 def test_colour_network_takes_grey_images(images: Path, tmp_path: Path, engine_file: Files) -> None:
@@ -133,6 +156,7 @@ def test_goes_on_past_broken_files(
     whole = (images / "grey.png").read_bytes()
     (images / "broken.png").write_bytes(whole[: len(whole) // 2])
     (images / "empty.tif").touch()
+    (images / "._grey.png").write_bytes(b"what macOS leaves on foreign disks")
     write_image(images / "nan.tif", np.full((32, 32), np.nan, np.float32))
     out = tmp_path / "out"
     missing = tmp_path / "missing.png"
@@ -159,6 +183,11 @@ def test_inputs_are_never_overwritten(images: Path, engine_file: Files, capsys: 
     assert run("segment", engine_file("plain"), images / "grey.png", "-o", images, *CPU) == 1
     assert "overwrite" in capsys.readouterr().err
     assert (images / "grey.png").read_bytes() == before
+    whole = written(images)
+    for option in ((), ("--large",)):
+        assert run("segment", engine_file("plain"), images, "-o", images / ".." / "images", *option, *CPU) == 1
+        assert "choose another folder" in capsys.readouterr().err
+    assert written(images) == whole
 
 
 def test_find_files(tmp_path: Path) -> None:
@@ -210,6 +239,34 @@ def test_freeze_inspect_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run("verify", path, "--device", "cpu") == 0
     assert "passed" in capsys.readouterr().out
     assert run("verify", "pretrained", "--device", "cpu") == 0
+    capsys.readouterr()
+    assert run("inspect", "pretrained") == 0
+    assert "relunet16_micrographs" in capsys.readouterr().out
+
+
+def test_freeze_where_there_is_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from unet_fast.pretrained import pretrained_weights
+
+    path = tmp_path / "a" / "b" / "cells.unet"
+    assert run("freeze", pretrained_weights(), "-o", path) == 0
+    assert path.exists()
+    (tmp_path / "file").touch()
+    assert run("freeze", pretrained_weights(), "-o", tmp_path / "file" / "cells.unet") == 1
+    assert ".part" not in capsys.readouterr().err
+    assert run("freeze", path) == 1
+    assert "cells.unet is an engine file already" in capsys.readouterr().err
+
+
+def test_a_file_name_that_cannot_be_decoded(tmp_path: Path) -> None:
+    from unet_fast.pretrained import pretrained_weights
+
+    path = tmp_path / os.fsdecode(b"caf\xe9.unet")
+    command = [sys.executable, "-m", "unet_fast", "freeze", str(pretrained_weights()), "-o", str(path)]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+    result = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(os.fsencode(path))
+    assert Engine(path).info.name == "caf\ufffd"
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,14 @@ def test_blocks_equal_the_whole(engine_file: Files, name: str, size: tuple[int, 
     assert equals_but_for_roundings(mask.compute(scheduler="synchronous"), engine, image)
 
 
+def test_a_last_axis_of_one_is_a_channel(engine_file: Files) -> None:
+    engine = open_engine(engine_file)
+    image = random_image((60, 50, 1), seed=3)
+    for array in (image, np.stack([image, image])):
+        mask = unet_dask.segment(array, engine).compute(scheduler="synchronous")
+        assert np.array_equal(mask, engine.segment(array, tiling="exact"))
+
+
 def test_stacks_go_plane_by_plane(engine_file: Files) -> None:
     engine = open_engine(engine_file)
     image = random_image((2, 3, 60, 50), "uint16", seed=3)
@@ -137,6 +145,11 @@ def test_misuse(engine_file: Files) -> None:
     image = random_image((40, 50))
     with pytest.raises(ValueError, match="H, W, 3"):
         unet_dask.segment(image, open_engine(engine_file, "rgb"))
+    with pytest.raises(ValueError, match=r"\(40, 50, 3\)"):
+        unet_dask.segment(random_image((40, 50, 3)), open_engine(engine_file))
+    for options in ({"threshold": 3}, {"max_value": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            unet_dask.segment(image, open_engine(engine_file), **options)
     with pytest.raises(UnsupportedError, match="regression"):
         unet_dask.segment(image, open_engine(engine_file, "regression"))
     with pytest.raises(UnsupportedError, match="standardises"):

@@ -341,8 +341,10 @@ def test_wrong_channels(rgb: Engine, shape: tuple[int, ...]) -> None:
         ({"threshold": float("nan")}, ValueError),
         ({"threshold": 1e-60}, ValueError),
         ({"threshold": "high"}, TypeError),
+        ({"threshold": "0.5"}, TypeError),
         ({"tiling": "blocks"}, ValueError),
         ({"tiling": 1}, ValueError),
+        ({"tiling": ["fast"]}, ValueError),
         ({"tile": 0}, ValueError),
         ({"tile": -32}, ValueError),
         ({"tile": 2**40}, ValueError),
@@ -355,6 +357,7 @@ def test_wrong_channels(rgb: Engine, shape: tuple[int, ...]) -> None:
         ({"max_value": float("inf")}, ValueError),
         ({"max_value": 1e300}, ValueError),
         ({"max_value": "white"}, TypeError),
+        ({"max_value": b"255"}, TypeError),
         ({"out": [0]}, TypeError),
         ({"out": np.zeros((40, 50), np.float32)}, TypeError),
         ({"out": np.zeros((40, 51), np.uint8)}, ValueError),
@@ -370,6 +373,11 @@ def test_bad_options_of_a_call(grey: Engine, options: dict[str, Any], error: typ
         grey.segment(random_image((40, 50)), **options)
 
 
+def test_a_threshold_is_for_one_class(classes: Engine) -> None:
+    with pytest.raises(ValueError, match="threshold is for one class"):
+        classes.segment(random_image((40, 50)), threshold=0.5)
+
+
 def test_out_must_not_be_the_image(grey: Engine) -> None:
     image = random_image((40, 50))
     with pytest.raises(ValueError, match="memory"):
@@ -382,7 +390,10 @@ def test_out_must_not_be_the_image(grey: Engine) -> None:
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         Engine(tmp_path / "none.unet")
-    assert caught.value.filename is not None
+    assert caught.value.filename == str(tmp_path / "none.unet")
+    with pytest.raises(FileNotFoundError, match="odd imäges µ/nope") as caught:
+        Engine("odd imäges µ/nope.unet")
+    assert caught.value.filename == "odd imäges µ/nope.unet"
     with pytest.raises(IsADirectoryError):
         Engine(tmp_path)
     secret = tmp_path / "secret.unet"
@@ -454,6 +465,7 @@ def test_bit_flips_give_an_engine_or_an_error(engine_file: Files, seed: int) -> 
         ("threads", 1.5, TypeError),
         ("threads", True, TypeError),
         ("threads", "2", TypeError),
+        ("keep_warm", "0.05", TypeError),
     ],
 )
 def test_bad_arguments_of_an_engine(engine_file: Files, argument: str, value: Any, error: Any) -> None:
@@ -494,6 +506,13 @@ def test_a_network_that_cannot_be_tiled_exactly(engine_file: Files) -> None:
     assert engine.halo is None
     with pytest.raises((ValueError, UnsupportedError), match=r"(?i)exact"):
         engine.segment(random_image((100, 100)), tiling="exact", tile=64)
+
+
+def test_paths_of_bytes(engine_file: Files) -> None:
+    path = engine_file("plain")
+    with os.scandir(os.fsencode(path.parent)) as entries:
+        (entry,) = (entry for entry in entries if os.fsdecode(entry) == str(path))
+    assert Engine(entry, **CPU).source == str(path)
 
 
 def test_path_and_bytes_are_the_same(engine_file: Files, grey: Engine) -> None:

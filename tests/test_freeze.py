@@ -247,8 +247,10 @@ def test_a_checkpoint_without_spec_says_what_to_do(tmp_path: Path) -> None:
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         freeze(tmp_path / "nowhere.safetensors", tmp_path / "engine.unet")
-    with pytest.raises(FileNotFoundError):
-        frozen("plain", tmp_path / "no" / "folder")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        frozen("plain", tmp_path / "file" / "folder")
+    assert frozen("plain", tmp_path / "new" / "folder").exists()
 
 
 @pytest.mark.parametrize("when", ["writing", "syncing", "renaming"])

@@ -132,6 +132,28 @@ def test_the_options_reach_the_engine(tmp_path: Path) -> None:
     assert Engine(path).info.output == "identity"
 
 
+def test_standardising_leaves_nothing_to_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--mean", "--std", "--white"):
+        assert run("import", tmp_path / "a.onnx", "--standardise", option, 1) == 1
+        assert f"{option} does not go with --standardise" in capsys.readouterr().err
+
+
+def test_numbers_for_other_channels_are_not_the_fault_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_checkpoint(tmp_path, "c", seed=51, layout="2021-12")
+    assert run("import", source, "--mean", "0.1,0.2") == 1
+    error = capsys.readouterr().err
+    assert "normalisation needs 1 or 3 numbers, got 2 of mean and std, the image has 3 channels" in error
+    assert "description" not in error
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path, "c", seed=51, layout="2021-12")
+    assert run("import", source, "-o", tmp_path / "new" / "a.unet") == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.unet"]
+
+
 def test_failure_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.onnx").write_bytes(b"<html></html>")
     assert run("import", tmp_path / "a.onnx") == 1

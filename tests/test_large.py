@@ -17,11 +17,11 @@ import pytest
 from tests.conftest import ROOT
 from tests.networks import random_weights
 from tests.pixels import random_image
-from unet_fast import Engine, UNetSpec, UnsupportedError, freeze, large_objects
+from unet_fast import Engine, UNetSpec, UnsupportedError, freeze, large, large_objects
 from unet_fast.cli import main
 from unet_fast.graph import from_spec
 from unet_fast.images import ImageError
-from unet_fast.large import segment_large
+from unet_fast.large import segment_large, unfinished
 from unet_fast.objects import label, measure
 from unet_fast.stores import FileArray, open_image
 
@@ -229,6 +229,107 @@ def test_an_image_that_vanishes(tmp_path: Path, engine_file: Files, monkeypatch:
     assert np.array_equal(tifffile.imread(output), engine.segment(image, tiling="exact", tile=tile_of(engine)))
 
 
+@pytest.mark.parametrize("ending", ["tif", "zarr"])
+def test_a_refused_call_leaves_nothing(
+    tmp_path: Path, engine_file: Files, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ending == "zarr":
+        pytest.importorskip("zarr", reason="needs zarr (extra large)")
+    engine = open_engine(engine_file)
+    source, output = tmp_path / "image.ome.tif", tmp_path / f"mask.{ending}"
+    tifffile.imwrite(source, random_image((2, 50, 60), seed=4), metadata={"axes": "CYX"})
+    with pytest.raises(
+        ImageError, match=r"image\.ome\.tif: an image of 2 channels .*; choose one.*--channel.*channel="
+    ):
+        segment_large(engine, source, output, progress=False)
+    for options in ({"threshold": 2}, {"max_value": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            segment_large(engine, source, output, channel=0, progress=False, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "segment", lambda *_, **__: pytest.fail("stopped"))
+        with pytest.raises(pytest.fail.Exception):
+            segment_large(engine, source, output, channel=0, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["image.ome.tif"]
+    segment_large(engine, source, output, channel=0, progress=False)
+
+
+@pytest.mark.parametrize("ending", ["tif", "zarr"])
+def test_objects_of_a_finished_mask(
+    tmp_path: Path, engine_file: Files, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("skimage", reason="needs scikit-image (extra objects)")
+    if ending == "zarr":
+        pytest.importorskip("zarr", reason="needs zarr (extra large)")
+    engine = open_engine(engine_file)
+    source, mask, labels = tmp_path / "image.tif", tmp_path / f"mask.{ending}", tmp_path / "new" / f"labels.{ending}"
+    tifffile.imwrite(source, random_image((90, 70), seed=4))
+    segment_large(engine, source, mask, progress=False)
+    monkeypatch.setattr(Engine, "segment", lambda *_, **__: pytest.fail("segmented again"))
+    wanted = {"labels": labels, "table": tmp_path / "tables" / "cells.csv", "resume": True, "progress": False}
+
+    def stopped(*_: Any) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(large, "measure_objects", stopped)
+        with pytest.raises(Stopped):
+            segment_large(engine, source, mask, **wanted)
+    assert unfinished(mask)  # so that half of the labels are not taken for all of them
+    segment_large(engine, source, mask, **wanted)
+    plane = open_image(labels).window(0, top=0, left=0, height=90, width=70)
+    assert np.array_equal(plane, label(open_image(mask).window(0, top=0, left=0, height=90, width=70)))
+    assert not unfinished(mask)
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "new").rglob("*"))
+    (tmp_path / "tables" / "cells.csv").unlink()
+    segment_large(engine, source, mask, **wanted)
+    assert (tmp_path / "tables" / "cells.csv").exists()
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "new").rglob("*")) == before
+
+
+@pytest.mark.parametrize("ending", ["tif", "zarr"])
+def test_what_is_no_mask_of_the_image_is_not_gone_on_with(tmp_path: Path, engine_file: Files, ending: str) -> None:
+    if ending == "zarr":
+        pytest.importorskip("zarr", reason="needs zarr (extra large)")
+    engine = open_engine(engine_file)
+    for name, shape in (("a", (40, 50)), ("b", (50, 40))):
+        tifffile.imwrite(tmp_path / f"{name}.tif", random_image(shape))
+    segment_large(engine, tmp_path / "a.tif", tmp_path / f"mask.{ending}", progress=False)
+    with pytest.raises(ImageError, match="not of this image"):
+        segment_large(engine, tmp_path / "b.tif", tmp_path / f"mask.{ending}", resume=True, progress=False)
+    (tmp_path / "file.tif").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"file\.tif: no result of ours"):
+        segment_large(engine, tmp_path / "b.tif", tmp_path / "file.tif", resume=True, progress=False)
+    assert not unfinished(tmp_path / f"mask.{ending}")
+
+
+def test_a_table_needs_a_folder_only(tmp_path: Path, engine_file: Files) -> None:
+    pytest.importorskip("skimage", reason="needs scikit-image (extra objects)")
+    tifffile.imwrite(tmp_path / "image.tif", random_image((40, 50)))
+    segment_large(
+        open_engine(engine_file), tmp_path / "image.tif", tmp_path / "mask.tif",
+        table=tmp_path / "new" / "cells.csv", progress=False,
+    )  # fmt: skip
+    assert (tmp_path / "new" / "cells.csv").exists()
+
+
+def test_folders_of_zarrs_and_other_images(
+    tmp_path: Path, engine_file: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zarr = pytest.importorskip("zarr", reason="needs zarr (extra large)")
+    folder, out = tmp_path / "images", tmp_path / "out"
+    group = zarr.open_group(str(folder / "a.zarr"), mode="w")
+    image = random_image((50, 60), seed=4)
+    group.create_array("0", shape=image.shape, chunks=(32, 32), dtype="uint8")[:] = image
+    zarr.create_array(str(folder / "b.zarr"), shape=image.shape, chunks=(32, 32), dtype="uint8")[:] = image
+    PIL.Image.fromarray(image).save(folder / "c.bmp")
+    inputs, fixed = [str(folder), str(folder / "a.zarr" / "0")], ["--large", "--device", "cpu"]
+    assert main(["segment", str(engine_file("plain")), *inputs, "-o", str(out), *fixed]) == 1
+    assert sorted(path.name for path in out.iterdir()) == ["0.zarr", "b.zarr"]
+    error = capsys.readouterr().err
+    assert "c.bmp: only TIFFs and Zarrs" in error
+    assert "a.zarr: a Zarr group without OME metadata" in error
+
+
 def test_command_line(tmp_path: Path, engine_file: Files, capsys: pytest.CaptureFixture[str]) -> None:
     zarr = pytest.importorskip("zarr", reason="needs zarr (extra large)")
     pytest.importorskip("skimage", reason="needs scikit-image (extra objects)")
@@ -257,6 +358,10 @@ def test_command_line(tmp_path: Path, engine_file: Files, capsys: pytest.Capture
     assert sorted(path.name for path in (out / "table").iterdir()) == ["a.ome.csv", "b.csv"]
     assert run("--channel", "1", "--resume") == 1
     assert "2 files had their results already" in capsys.readouterr().out
+    (out / "table" / "b.csv").unlink()
+    assert run("--channel", "1", "--labels", "--table", "csv", "--resume") == 1
+    assert "1 files had their results already" in capsys.readouterr().out
+    assert (out / "table" / "b.csv").exists()
     for options, reason in (
         (["--overlay"], "masks, labels and tables only"),
         (["--tiling", "fast"], "tiled exactly"),

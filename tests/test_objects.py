@@ -128,6 +128,11 @@ def test_measures_of_known_shapes() -> None:
     assert np.isnan(oblong["perimeter"]).all()
 
 
+def test_sides_of_a_pixel_in_a_list() -> None:
+    mask = np.ones((2, 3), int)
+    assert measure(mask, pixel_size=[0.5, 0.25])["area"] == measure(mask, pixel_size=(0.5, 0.25))["area"] == 0.75
+
+
 def test_csv_gives_back_the_same_numbers(tmp_path: Path) -> None:
     table = measure(label(blobs((50, 50), seed=5)), pixel_size=0.1)
     write_table(tmp_path / "cells.csv", table)
@@ -263,7 +268,7 @@ def test_misuse(tmp_path: Path) -> None:
             label(mask, split=split)
     with pytest.raises(ValueError, match="must agree"):
         measure(mask.astype(int), np.zeros((4, 5)))
-    for size in (0, float("nan"), (1.0, -1.0)):
+    for size in (0, float("nan"), (1.0, -1.0), [1.0], "1", [0.3, "0.3"]):
         with pytest.raises(ValueError, match="pixel_size"):
             measure(mask.astype(int), pixel_size=size)
     with pytest.raises(ValueError, match=r"cells\.txt"):

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from train import data, report
-from train.augment import _colour, augment, mirror, window
+from train.augment import _colour, augment, window
 from train.data import DataError, Sample
-from unet_fast.images import ImageError, read_pages, write_image
+from unet_fast.images import ImageError, mirrored, read_pages, write_image
 from unet_fast.spec import UNetSpec
 from unet_fast.synthetic import micrograph
 
@@ -213,10 +213,23 @@ def test_the_split_repeats_and_keeps_patches_of_a_file_together() -> None:
     shuffled = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
     assert {sample.name for sample in data.split(shuffled)[1]} == {sample.name for sample in held_out}
     assert [sample.source for sample in data.split(samples[:6])[1]] == ["file01"] * 3  # fewer than ten: the last
-    with pytest.raises(DataError, match="at least two"):
+    with pytest.raises(DataError, match=r"at least two.*save the pages of a stack"):
         data.split(samples[:3])
     with pytest.raises(DataError, match="fraction"):
         data.split(samples, 0.9)
+
+
+@pytest.mark.parametrize("count", [2, 7, 40, 100])
+@pytest.mark.parametrize("percent", [2, 3, 10, 15, 20, 33, 35, 40, 50])
+def test_the_share_that_is_held_out(count: int, percent: int) -> None:
+    blank = np.zeros((1, 1, 1), np.uint8)
+    samples = [Sample("", f"file{f:03}", blank, blank[:, :, 0]) for f in range(count)]
+    training, held_out = data.split(samples, percent / 100)
+    assert len(training) + len(held_out) == count
+    assert len(held_out) == max(1, count * percent // 100)
+    if 100 % percent == 0 and count * percent >= 100:
+        every = 100 // percent
+        assert [sample.source for sample in held_out] == [f"file{f:03}" for f in range(every - 1, count, every)]
 
 
 def test_the_check_speaks_of_what_is_wrong(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -345,8 +358,8 @@ def test_windows_of_what_has_no_object_or_is_no_larger() -> None:
 
 
 def test_mirroring() -> None:
-    assert mirror(np.arange(-4, 8), 4).tolist() == [2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
-    assert mirror(np.arange(-2, 3), 1).tolist() == [0] * 5
+    assert mirrored(np.arange(-4, 8), 4).tolist() == [2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
+    assert mirrored(np.arange(-2, 3), 1).tolist() == [0] * 5
 
 
 def test_a_class_has_one_colour_in_every_picture() -> None:

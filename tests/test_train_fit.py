@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from train import report
-from train.__main__ import main
+from train.__main__ import _labels, main
 from train.checkpoint import CheckpointError, adopt, load_network, resume_path, save_network
 from train.data import DataError, Sample, statistics
 from train.fit import fit
@@ -577,6 +577,21 @@ def test_bad_commands_say_what_is_wrong(
     monkeypatch.chdir(tmp_path)
     assert main(["--out", "a.safetensors", "--tile", "32", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_sets_whose_folders_end_alike_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _labels(["/d/dsb2018/test/images", "/d/worms/test"]) == ["dsb2018/test", "worms/test"]
+    assert _labels(["/x/a/b", "/y/a/b", "/a/b", "c"])[:3] == ["x/a/b", "y/a/b", "a/b"]
+    with pytest.raises(ValueError, match="given twice"):
+        _labels(["/a/b/images", "/a/b"])
+    save_network(tmp_path / "n.safetensors", TINY, UNet(TINY).state_dict())
+    options = []
+    for count, lab in ((1, "lab1"), (3, "lab2")):
+        options += write_folders(tmp_path / lab / "2023" / "test", count)
+    assert main(["evaluate", str(tmp_path / "n.safetensors"), *options]) == 0
+    first, second = (row.split() for row in capsys.readouterr().out.splitlines()[1:])
+    assert (first[0], second[0]) == ("lab1/2023/test", "lab2/2023/test")
+    assert first[1:] != second[1:]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

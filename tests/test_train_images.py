@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from unet_fast.images import ImageError, list_images, read_pages, to_channels, to_unit, write_beside, write_image
 
@@ -54,6 +57,82 @@ def test_jpeg_is_close(tmp_path: Path) -> None:
     (page,) = read_pages(tmp_path / "a.jpg")
     assert page.shape == (64, 64)
     assert np.abs(page.astype(int) - pixels).max() < 12
+
+
+def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF of entries (tag, type, count, value of 4 bytes)."""
+    fields = b"".join(struct.pack(">HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + len(entries).to_bytes(2, "big") + fields + bytes(4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "tif"])
+def test_an_orientation_is_applied(tmp_path: Path, random: np.random.Generator, orientation: int, ending: str) -> None:
+    image = Image.fromarray(random.integers(0, 255, (16, 24)).astype(np.uint8))
+    path = tmp_path / f"a.{ending}"
+    image.save(path, exif=exif((274, 3, 1, orientation.to_bytes(2, "big") + bytes(2))))
+    with Image.open(path) as noted:
+        expected = np.array(ImageOps.exif_transpose(noted))
+    assert np.array_equal(read_pages(path)[0], expected)
+
+
+@pytest.mark.parametrize("malformed", ["a resolution that is a string", "a width of two bytes"])
+def test_malformed_tags_beside_an_orientation_do_no_harm(tmp_path: Path, malformed: str) -> None:
+    entry = (282, 2, 3, b"72\0\0") if "resolution" in malformed else (256, 1, 2, b"\1\2\0\0")
+    Image.new("L", (30, 20)).save(tmp_path / "a.jpg", exif=exif((274, 3, 1, b"\0\6\0\0"), entry))
+    assert read_pages(tmp_path / "a.jpg")[0].shape == (30, 20)
+
+
+def test_whatever_pillow_raises_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.jpg")
+
+    def fail(image: Image.Image) -> None:
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    with pytest.raises(ImageError, match=r"a\.jpg: unreadable image \(unpack"):
+        read_pages(tmp_path / "a.jpg")
+
+
+def test_images_of_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.zeros((30, 50), np.uint8)
+    for name in ("a.png", "a.tif"):
+        write_image(tmp_path / name, pixels)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # of which Pillow warns
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_pages(tmp_path / "a.png")[0].shape == pixels.shape
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)  # twice as many it refuses
+    assert read_pages(tmp_path / "a.tif")[0].shape == pixels.shape
+    with pytest.raises(ImageError, match=r"a\.png: too many pixels.*save it as TIFF.*--large"):
+        read_pages(tmp_path / "a.png")
+
+
+def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", "b.zarr"):
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / "a.png"]
+    assert list_images(tmp_path, zarrs=True) == [tmp_path / "a.png", tmp_path / "b.zarr"]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_second_sample_is_alpha_or_a_channel(tmp_path: Path, random: np.random.Generator, dtype: type) -> None:
+    pixels = random.integers(0, 255, (7, 9, 2)).astype(dtype)
+    options = {"photometric": "minisblack", "planarconfig": "contig"}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extrasamples=["unassalpha"], **options)
+    assert np.array_equal(read_pages(tmp_path / "a.tif")[0], pixels[:, :, 0])
+    tifffile.imwrite(tmp_path / "a.tif", pixels, extrasamples=["unspecified"], **options)
+    assert np.array_equal(read_pages(tmp_path / "a.tif")[0], pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("options", [{}, {"extrasamples": ["unassalpha"]}])
+def test_values_that_count_down_from_white(tmp_path: Path, dtype: type, options: dict[str, Any]) -> None:
+    white = np.iinfo(dtype).max
+    pixels = np.array([[0, 1], [white, 7]], dtype)
+    stored = np.stack([pixels] * 2, axis=2) if options else pixels
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", planarconfig="contig", **options)
+    assert read_pages(tmp_path / "a.tif")[0].tolist() == [[white, white - 1], [0, white - 7]]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -154,6 +233,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "mask.png"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_image(path, np.zeros((4, 4), np.uint8))
+    assert caught.value.filename == str(path)
+    assert ".part" not in str(caught.value)
+
+
 def test_threads_that_write_the_same_file(tmp_path: Path) -> None:
     """Two threads that freeze the shipped network into the cache, say: the file is one's or the other's, whole."""
     path = tmp_path / "file"
@@ -183,6 +270,8 @@ def test_channels_and_units() -> None:
     assert np.array_equal(to_channels(with_alpha, 1), to_channels(colour, 1))
     with pytest.raises(ImageError, match="3 channels cannot be turned into 2"):
         to_channels(colour, 2)
+    with pytest.raises(ImageError, match=r"a\.png: an image of 3 channels"):
+        to_channels(colour, 2, "a.png")
 
     assert to_unit(np.array([0, 255], np.uint8)).tolist() == [0, 1]
     assert to_unit(np.array([0, 65535], np.uint16)).tolist() == [0, 1]

@@ -305,9 +305,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     _set_threads(options.threads)
     model: Network = Turned(_network(options)) if options.turns else _network(options)
     figures, everything = {}, []
-    for images, masks in _pairs(options.images, options.masks, "--images", "--masks"):
+    pairs = _pairs(options.images, options.masks, "--images", "--masks")
+    for label, (images, masks) in zip(_labels(options.images), pairs, strict=True):
         samples = data.load_folder(images, masks, model.spec, resize_to=options.resize)
-        figures[_label(images)], scores = evaluate(model, samples)
+        figures[label], scores = evaluate(model, samples)
         everything += samples
         if options.per_image:
             print("\n".join(f"{score:8.4f}  {s.name}" for s, score in zip(samples, scores, strict=True)))
@@ -388,9 +389,10 @@ def _training_data(options: argparse.Namespace, spec: UNetSpec) -> tuple[list[Sa
 
 
 def _test_sets(options: argparse.Namespace, spec: UNetSpec) -> dict[str, list[Sample]]:
+    pairs = _pairs(options.test_images, options.test_masks, "--test-images", "--test-masks")
     sets = {
-        _label(images): data.load_folder(images, masks, spec, resize_to=options.resize)
-        for images, masks in _pairs(options.test_images, options.test_masks, "--test-images", "--test-masks")
+        label: data.load_folder(images, masks, spec, resize_to=options.resize)
+        for label, (images, masks) in zip(_labels(options.test_images), pairs, strict=True)
     }
     if options.synthetic:
         sets["synthetic"] = _synthetic(max(options.synthetic // 10, 2), SYNTHETIC_TEST_SEED, spec)
@@ -414,10 +416,19 @@ def _pairs(images: list[str], masks: list[str], first: str, second: str) -> list
     return list(zip(images, masks, strict=True))
 
 
-def _label(images: str) -> str:
-    """A short name for a folder of images: `.../dsb2018/test/images` is dsb2018/test."""
-    parts = [part for part in Path(images).absolute().parts if part not in (os.sep, "images")]
-    return "/".join(parts[-2:])
+def _labels(folders: Sequence[str]) -> list[str]:
+    """A short name for each folder of images: `.../dsb2018/test/images` is dsb2018/test, or longer until all differ."""
+    parts = [[part for part in Path(folder).absolute().parts if part not in (os.sep, "images")] for folder in folders]
+    lengths = [2] * len(folders)
+    while True:
+        labels = ["/".join(names[-length:]) for names, length in zip(parts, lengths, strict=True)]
+        clashing = [index for index, label in enumerate(labels) if labels.count(label) > 1]
+        if not clashing:
+            return labels
+        if all(lengths[index] >= len(parts[index]) for index in clashing):
+            raise ValueError(f"{folders[clashing[-1]]} is given twice, or no other name than another folder's is left")
+        for index in clashing:
+            lengths[index] += 1
 
 
 def _table(figures: dict[str, dict[str, float | int]]) -> str:

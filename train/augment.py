@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from unet_fast.images import mirrored
+
 Floats = NDArray[np.float32]
 
 
@@ -100,7 +102,7 @@ def _zoom(pixels: Floats, target: NDArray, random: np.random.Generator) -> tuple
     pixels = _interpolate(_interpolate(pixels, rows, 0), columns, 1)
     if target.ndim == 3:
         return pixels, _interpolate(_interpolate(target.astype(np.float32), rows, 0), columns, 1)
-    nearest = np.ix_(mirror(np.rint(rows).astype(np.int64), side), mirror(np.rint(columns).astype(np.int64), side))
+    nearest = np.ix_(mirrored(np.rint(rows).astype(np.int64), side), mirrored(np.rint(columns).astype(np.int64), side))
     return pixels, target[nearest]
 
 
@@ -109,15 +111,8 @@ def _interpolate(values: Floats, positions: NDArray[np.float64], axis: int) -> F
     low = np.floor(positions).astype(np.int64)
     weight = (positions - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
     size = values.shape[axis]
-    before, after = values.take(mirror(low, size), axis), values.take(mirror(low + 1, size), axis)
+    before, after = values.take(mirrored(low, size), axis), values.take(mirrored(low + 1, size), axis)
     return before + (after - before) * weight
-
-
-def mirror(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """Indices brought into 0..size-1 by mirroring at the first and last pixel, which are not repeated."""
-    period = max(2 * (size - 1), 1)
-    index = np.abs(index) % period
-    return np.where(index >= size, period - index, index)
 
 
 def _intensity(pixels: Floats, random: np.random.Generator, *, stains: bool) -> Floats:
@@ -166,7 +161,7 @@ def _blur(pixels: Floats, sigma: float) -> Floats:
     for axis in (0, 1):
         positions = np.arange(pixels.shape[axis])
         shifted = (
-            tap * pixels.take(mirror(positions + offset, pixels.shape[axis]), axis)
+            tap * pixels.take(mirrored(positions + offset, pixels.shape[axis]), axis)
             for tap, offset in zip(taps, range(-radius, radius + 1), strict=True)
         )
         pixels = sum(shifted, start=np.zeros_like(pixels))

@@ -7,7 +7,7 @@ The steps, each its own function, in the order in which `load_folder` takes them
     resize         optional: everything to one size
     cut_patches    tiles of one size from larger images, masks alike
     draw           optional: few of the files
-    split          every tenth source image is held out
+    split          every tenth source file is held out
     check          shapes, values, empty masks
 
 Pixels stay in the type of the file (uint8, uint16, float32) until a batch is made.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +201,20 @@ def draw(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
 def split(samples: Sequence[Sample], fraction: float = 0.1) -> tuple[list[Sample], list[Sample]]:
     """(training, held out): with `fraction` 0.1 every tenth source file, counted in order of name, is held out.
 
-    The same files give the same split on every machine.  At least one file is held out; `DataError` for fewer than
-    two, and for a fraction outside (0, 0.5].
+    The same files give the same split on every machine.  At least one file is held out, else the share of `fraction`,
+    rounded down; `DataError` for fewer than two files, and for a fraction outside (0, 0.5].
     """
     if not 0 < fraction <= 0.5:
         raise DataError(f"the held-out fraction must be above 0 and at most 0.5, got {fraction}")
     sources = sorted({sample.source for sample in samples})
     if len(sources) < 2:
-        raise DataError(f"{len(sources)} image file given; at least two are needed, one of them to hold out")
-    every = round(1 / fraction)
-    held_out = set(sources[every - 1 :: every] or sources[-1:])
+        raise DataError(
+            f"{len(sources)} image file given; at least two are needed, one of them to hold out; save the pages of a "
+            "stack, or parts of the image, as files of their own"
+        )
+    share = Fraction(fraction).limit_denominator(1000)  # 0.1 as it is meant
+    held_out = {source for index, source in enumerate(sources) if (index + 1) * share // 1 > index * share // 1}
+    held_out = held_out or {sources[-1]}
     return (
         [sample for sample in samples if sample.source not in held_out],
         [sample for sample in samples if sample.source in held_out],

@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from train.augment import mirror
 from train.data import Sample
 from train.metrics import Calibration, Overlap, Thresholds
 from train.model import UNet, output_size
-from unet_fast.images import to_unit
+from unet_fast.images import mirrored, to_unit
 from unet_fast.spec import UNetSpec
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def input_indices(spec: UNetSpec, size: int) -> NDArray[np.int64]:
             continue
         if out >= size:
             margin = (length - out) // 2 if spec.padding == "valid" else 0
-            return mirror(np.arange(-margin, length - margin), size)
+            return mirrored(np.arange(-margin, length - margin), size)
     raise ValueError(f"no input size up to {longest} gives {size} output pixels")
 
 

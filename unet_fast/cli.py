@@ -6,6 +6,7 @@ Exit status: 0 success; 1 something failed, with one line for each reason on std
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -25,6 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line `arguments` (without the program's name; None: those of the process)."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no text
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -80,7 +83,7 @@ def _freeze(options: argparse.Namespace) -> int:
         targets=tuple(options.targets.split(",")),
         precision=options.precision,
         calibration=options.calibration,
-        name=options.name or output.stem,
+        name=options.name,
     )
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
     for line in quantisation_lines(read_document(output)):
@@ -94,6 +97,11 @@ def _import(options: argparse.Namespace) -> int:
 
     normalisation = None
     if options.standardise:
+        for flag, value in (("--mean", options.mean), ("--std", options.std), ("--white", options.white)):
+            if value is not None:
+                raise ValueError(
+                    f"{flag} does not go with --standardise, which takes the mean and deviation of each image"
+                )
         normalisation = Normalisation("standardise")
     elif options.mean or options.std or options.white:
         white = options.white or 1.0
@@ -155,11 +163,12 @@ def _segment(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .engine import Engine
     from .inspect import inspect
+    from .pretrained import pretrained_engine
 
-    print(inspect(options.engine))
-    engine = Engine(options.engine)
+    source = pretrained_engine().source if options.engine == PRETRAINED else options.engine
+    print(inspect(source))
+    engine = Engine(source)
     print(f"here          runs on {engine.device} in {engine.precision}: {engine.device_reason}")
     return 0
 
@@ -297,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_segment)
 
     command = commands.add_parser("inspect", help="print what an engine file holds")
-    command.add_argument("engine", type=Path, help="an engine file")
+    command.add_argument("engine", help=engine_help)
     command.set_defaults(run=_inspect)
 
     command = commands.add_parser("verify", parents=[run], help="replay the golden images that an engine file holds")

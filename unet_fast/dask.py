@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import objects
-from .engine import Engine
+from .engine import Engine, check_max_value, check_threshold
 from .errors import UnsupportedError
 
 #: Pixels along each side of a block where none are asked for.
@@ -33,9 +33,10 @@ def segment(
     max_value: float | None = None,
     block: int | None = None,
 ) -> Any:
-    """The mask of an array (..., H, W), or (..., H, W, C) for an engine of several channels, as a lazy Dask array.
+    """The mask of an array (..., H, W, C), or for an engine of one channel (..., H, W), as a lazy Dask array.
 
-    array    Dask array, or what `dask.array.asarray` takes, such as a Zarr array; uint8, uint16 or float32.
+    array    Dask array, or what `dask.array.asarray` takes, such as a Zarr array; uint8, uint16 or float32.  As for
+             `Engine.segment`, a last axis of 1 is a channel, and one of 2 to 4 of a 3-D array is not taken for a width.
     engine   give it `threads=1` where each core has a worker process of its own.
     block    pixels along each side of the pieces that are computed by themselves, rounded up to what the network
              needs; None: about 2048.
@@ -43,21 +44,24 @@ def segment(
     Returns uint8 (..., H, W).  Every block is segmented with tiling="exact" and so much of its neighbours around it
     that it equals the whole image, up to roundings of the last bit of a probability; the result does not depend on
     the number of workers, nor on which of them fail.
-    `ValueError` for another number of axes, `UnsupportedError` for a network that cannot be tiled exactly, standardises
-    each image or has no mask.
+    `ValueError` and `TypeError` for other axes and arguments, `UnsupportedError` for a network that cannot be tiled
+    exactly, standardises each image or has no mask.
     """
     dask_array = objects.need("dask.array", "dask")
     info = engine.info
-    if info.output == "identity":
-        raise UnsupportedError(f"{info.name!r} is a regression, it has values and no mask")
+    check_threshold(info, threshold)
+    check_max_value(max_value)
     if engine.standardises:
         raise UnsupportedError(f"{info.name!r} standardises each image by statistics of the whole of it")
     if info.halo is None:
         raise UnsupportedError(f"{info.name!r} cannot be tiled exactly")
     array = dask_array.asarray(array)
     axes = 2 if info.channels == 1 else 3
-    if array.ndim < axes or (axes == 3 and array.shape[-1] != info.channels):
-        expected = "(..., H, W)" if axes == 2 else f"(..., H, W, {info.channels})"
+    if axes == 2 and array.ndim > 2 and array.shape[-1] == 1:
+        array = array[..., 0]
+    is_colour = axes == 2 and array.ndim == 3 and array.shape[-1] in (2, 3, 4)
+    if array.ndim < axes or is_colour or (axes == 3 and array.shape[-1] != info.channels):
+        expected = "(..., H, W) or (..., H, W, 1)" if axes == 2 else f"(..., H, W, {info.channels})"
         raise ValueError(f"array must be {expected} for this engine, got shape {array.shape}")
     # Blocks begin where poolings and the 4x4 tiles of Winograd's convolutions do in the whole image: see tiler.cpp.
     grid = 4 * info.multiple

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from . import overlay, synthetic
-from .engine import Engine
+from .engine import Engine, described_device
 from .freeze import freeze
 from .images import write_image
 from .pretrained import pretrained_weights
@@ -38,7 +38,8 @@ def run(
     start = time.perf_counter()
     engine = Engine(path, device=device, threads=threads, precision=precision)
     print(f"opening    {1e3 * (time.perf_counter() - start):.0f} ms, {engine.info.ops} ops")
-    print(f"running on {_describe(engine)}")
+    device = f"{described_device(engine.info)}, {engine.precision}"
+    print(f"running on {device}")
     print(f"           {engine.device_reason}")
 
     rows, captions, latencies, counts = [], [], [], []
@@ -63,7 +64,7 @@ def run(
 
     picture = overlay.sheet(
         "unet_fast: synthetic micrographs of helical filaments",
-        f"{weights.stem}, {_describe(engine)}: median latency {latency_ms:.2f} ms per {engine.tile}x{engine.tile} "
+        f"{weights.stem}, {device}: median latency {latency_ms:.2f} ms per {engine.tile}x{engine.tile} "
         f"image; pooled IoU of {images} images {pooled:.3f}",
         ("image", "probability (0 black, 1 yellow)", "outline of the mask", "ground truth and errors"),
         rows,
@@ -79,12 +80,6 @@ def run(
     write_image(result, np.asarray(picture))
     print(f"\npicture: {result}")
     return result
-
-
-def _describe(engine: Engine) -> str:
-    threads = "1 thread" if engine.threads == 1 else f"{engine.threads} threads"
-    where = engine.device if engine.device.startswith("cuda") else f"{engine.device} ({engine.cpu_isa}, {threads})"
-    return f"{where}, {engine.precision}"
 
 
 def _median_latency_ms(engine: Engine, image: NDArray[np.uint8]) -> float:

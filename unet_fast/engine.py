@@ -54,7 +54,8 @@ class EngineInfo:
     device         "cpu", "cpu-reference", "cuda:N" or, of several GPUs, "cuda:N,M", and `device_reason`, why that was
                    chosen.
     precision      "float32", "bf16", "fp16" or "int8": what the activations are computed in.
-    cpu_isa        instruction set of the CPU kernels: "portable", "avx2", "avx512", "avx512_bf16" or "neon".
+    cpu_isa        instruction set of the CPU kernels: "portable", "avx2", "avx512", "avx512_bf16" or "neon"; in int8
+                   also "avx512_vnni" and "neon_i8mm", which `Engine` allows as "avx512_bf16" and "neon".
     threads        CPU threads.
     channels       of the image, 1..4.
     classes        channels of the probability; 1 is foreground against background.
@@ -134,7 +135,8 @@ class Engine:
 
     Any number of threads may use one engine at the same time; the GIL is released while it opens and while it
     computes.  It can be pickled: by its path where it was opened from one, else with its bytes; the copy opens
-    with the same arguments.
+    with the same arguments.  Nothing needs to be closed: when the last reference to an engine is dropped, its memory,
+    threads and what it has on a GPU are freed.
     """
 
     def __init__(
@@ -162,9 +164,10 @@ class Engine:
         if isinstance(source, bytes | bytearray | memoryview):
             self._source = data = bytes(source)
         elif isinstance(source, str | os.PathLike):
-            self._source = os.path.abspath(os.fspath(source))
+            name = os.fsdecode(source)
+            self._source = os.path.abspath(name)
             path = os.fsencode(self._source)
-            with open(path, "rb"):
+            with open(name, "rb"):
                 pass  # raises the fitting subclass of OSError, with errno and file name
         else:
             raise TypeError(f"source must be a path or bytes, got {type(source).__name__}")
@@ -244,13 +247,7 @@ class Engine:
         `ValueError` for a wrong shape, size or pixel value, memory of another GPU or a stream of another context,
         `TypeError` for a wrong type or dtype, `UnsupportedError` where a network of this kind has no such result.
         """
-        if self.info.output == "identity":
-            raise UnsupportedError(
-                f"{self.info.name!r} is a regression, it has values and no mask; call probability() instead"
-            )
-        limit = 0.0 if threshold is None else _as_float("threshold", threshold)  # 0 is the C API's default
-        if threshold is not None and not 0 < limit < 1:
-            raise ValueError(f"threshold must be between 0 and 1, both excluded, got {threshold!r}")
+        limit = check_threshold(self.info, threshold)
         return self._run(image, np.dtype(np.uint8), tiling, limit, tile, overlap, max_value, out, stream)
 
     def probability(
@@ -311,9 +308,7 @@ class Engine:
         stream: Any,
     ) -> Any:
         options = _tiling_arguments(tiling, tile, overlap)
-        white = 0.0 if max_value is None else _as_float("max_value", max_value)  # 0 is the C API's default
-        if max_value is not None and not 0 < white < math.inf:
-            raise ValueError(f"max_value must be positive and finite, got {max_value!r}")
+        white = check_max_value(max_value)
         handle = stream_handle(stream)
         if is_cuda_array(image):
             return self._run_on_gpu(image, dtype, options, threshold, white, out, handle)
@@ -451,8 +446,8 @@ class Engine:
         return Tuning.read(self.info.tuning_file)
 
     def profile(self, *, batch: int = 1, height: int | None = None, width: int | None = None) -> Profile:
-        """Times each op for about a second, on images of that size (None: the trained one), beside the most that this
-        device can do.
+        """Times each op for about a second, on a CPU over at least four passes, on images of that size (None: the
+        trained one), beside the most that this device can do.
 
         `ValueError` for a size that is not accepted, `UnsupportedError` on device cpu-reference, `MemoryError`,
         `DeviceError`.
@@ -552,10 +547,9 @@ class Engine:
         info = self.info
         unit = "channel" if info.channels == 1 else "channels"
         result = "values" if info.output == "identity" else "class" if info.classes == 1 else "classes"
-        device = info.device if info.device.startswith("cuda") else f"{info.device} ({info.cpu_isa}) x{info.threads}"
         return (
             f"<Engine {info.name!r}: {info.tile}x{info.tile}, {info.channels} {unit} -> "
-            f"{info.classes} {result}, {info.precision} on {device}>"
+            f"{info.classes} {result}, {info.precision} on {described_device(info)}>"
         )
 
     def __reduce__(self) -> tuple[Callable[..., Engine], tuple[Any, ...]]:
@@ -564,6 +558,33 @@ class Engine:
 
 def _reopen(source: str | bytes, options: dict[str, Any]) -> Engine:
     return Engine(source, **options)
+
+
+def described_device(info: EngineInfo) -> str:
+    """The device, of a CPU with instruction set and threads: "cpu (avx2) x8"."""
+    return info.device if info.device.startswith("cuda") else f"{info.device} ({info.cpu_isa}) x{info.threads}"
+
+
+def check_threshold(info: EngineInfo, threshold: float | None) -> float:
+    """The `threshold` of a mask as the C API takes it, where 0 is the default; errors as of `Engine.segment`."""
+    if info.output == "identity":
+        raise UnsupportedError(f"{info.name!r} is a regression, it has values and no mask; call probability() instead")
+    if threshold is None:
+        return 0.0
+    if info.output == "softmax":
+        raise ValueError(f"threshold is for one class; of the {info.classes} of {info.name!r} the likeliest is taken")
+    limit = _as_float("threshold", threshold)
+    if not 0 < limit < 1:
+        raise ValueError(f"threshold must be between 0 and 1, both excluded, got {threshold!r}")
+    return limit
+
+
+def check_max_value(max_value: float | None) -> float:
+    """`max_value` as the C API takes it, where 0 is the default; errors as of `Engine.segment`."""
+    white = 0.0 if max_value is None else _as_float("max_value", max_value)
+    if max_value is not None and not 0 < white < math.inf:
+        raise ValueError(f"max_value must be positive and finite, got {max_value!r}")
+    return white
 
 
 def _class_names_and_palette(document: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
@@ -579,7 +600,7 @@ def _class_names_and_palette(document: dict[str, Any]) -> tuple[tuple[str, ...],
 
 def _tiling_arguments(tiling: str, tile: int | None, overlap: int | None) -> tuple[int, int, int]:
     """The three as the C API takes them, where 0 is the default."""
-    if tiling not in TILINGS:
+    if not isinstance(tiling, str) or tiling not in TILINGS:
         raise ValueError(f"tiling must be one of {', '.join(TILINGS)}, got {tiling!r}")
     for name, value in (("tile", tile), ("overlap", overlap)):
         if value is not None:
@@ -605,6 +626,8 @@ def _check_positive_integer(name: str, value: Any) -> None:
 def _as_float(name: str, value: SupportsFloat) -> float:
     """`value` rounded to float32, the type of the C API."""
     try:
+        if isinstance(value, str | bytes | bytearray):  # which float() would read
+            raise TypeError
         with np.errstate(over="ignore", under="ignore"):
             return float(np.float32(float(value)))
     except (TypeError, ValueError):

@@ -112,9 +112,13 @@ def checksum(data: bytes) -> bytes:
 
 
 def write(path: str | os.PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Array]) -> Path:
-    """Writes an engine file whole or not at all: `OSError` leaves no trace, and an older `path` as it was."""
+    """Writes an engine file whole or not at all: `OSError` leaves no trace, and an older `path` as it was.
+
+    Folders that are missing are made.
+    """
     path = Path(path)
     data = serialise(document, tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as temporary:
         temporary.write_bytes(data)
     return path

@@ -91,7 +91,7 @@ def freeze(
     weights = _weights(final)
     document = describe(graph, final)
     document |= {
-        "name": path.stem if name is None else name,
+        "name": default_name(path) if name is None else name,
         "precision": precision,
         "output": _output(graph, threshold, class_names, palette),
     }
@@ -106,6 +106,11 @@ def freeze(
     shapes = {name: array.shape for name, array in weights.items()}
     document["kernels"], kernels = _compile(document, shapes, targets, precision)
     return engine_file.write(path, document, weights | golden | kernels)
+
+
+def default_name(path: Path) -> str:
+    """What an engine is called where nothing is said: its file without the ending, in letters that JSON takes."""
+    return os.fsencode(path.stem).decode("utf-8", "replace")
 
 
 def load_graph(model: Model, spec: UNetSpec | None = None) -> Graph:
@@ -126,6 +131,11 @@ def load_graph(model: Model, spec: UNetSpec | None = None) -> Graph:
             f"got {type(model).__name__}"
         )
     spec = spec or found
+    if spec is None and isinstance(model, str | os.PathLike):
+        raise ValueError(
+            f"{os.fspath(model)} says nothing of its architecture; pass spec=, or if it is somebody else's network, "
+            "see `unet-fast import`"
+        )
     if not isinstance(spec, UNetSpec):
         raise ValueError(f"model has no UNetSpec (got {spec!r}); pass spec=")
     return from_spec(spec, {key: _array(value) for key, value in weights.items()})
@@ -137,10 +147,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[UNetSpec | None, dict
     try:
         weights = safetensors.numpy.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        text = header.get("__metadata__", {}).get(SPEC_KEY)
+        metadata = header.get("__metadata__", {})
+        text = metadata.get(SPEC_KEY)
         spec = None if text is None else UNetSpec.from_dict(json.loads(text))
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{os.fspath(path)}: not a checkpoint that can be frozen: {error}") from None
+    if engine_file.METADATA_KEY in metadata:
+        raise ValueError(
+            f"{os.fspath(path)} is an engine file already; what can be frozen is the checkpoint it came from"
+        )
     return spec, weights
 
 

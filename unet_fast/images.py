@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +21,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 Pixels = NDArray[Any]
 
 #: File name endings that are taken for images when a folder is listed.
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
-_TIFF_BITS_PER_SAMPLE, _TIFF_SAMPLES_PER_PIXEL = 258, 277
+#: Tags of TIFF, the last of EXIF too.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES, _ORIENTATION = 258, 262, 277, 338, 274
+#: Values of _PHOTOMETRIC and _EXTRA_SAMPLES.
+_MIN_IS_WHITE, _UNSPECIFIED, _ALPHA = 0, 0, (1, 2)
+#: What brings an image of each orientation upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 LUMA = np.array([299, 587, 114])  # ITU-R 601, in thousandths, as Pillow's convert("L")
 
 
@@ -35,12 +49,20 @@ class ImageError(ValueError):
     """An image file that cannot be read or written, or pixels of a kind that is not supported; names the file."""
 
 
-def list_images(folder: str | Path) -> list[Path]:
-    """The image files directly in `folder`, sorted by name.  `ImageError` if it is no folder or holds none."""
+def list_images(folder: str | Path, *, zarrs: bool = False) -> list[Path]:
+    """The image files directly in `folder`, sorted by name, but for hidden ones; with `zarrs` also folders NAME.zarr.
+
+    `ImageError` if it is no folder or holds none.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".")  # macOS leaves "._NAME" beside each file on foreign disks
+        and ((path.suffix.lower() in SUFFIXES and path.is_file()) or (zarrs and path.suffix.lower() == ".zarr"))
+    )
     if not paths:
         raise ImageError(f"{folder} holds no image; looked for files ending in {', '.join(SUFFIXES)}")
     return paths
@@ -51,39 +73,56 @@ def read_pages(path: str | Path, *, palette_indices: bool = False) -> list[Pixel
 
     Each page is (H, W), or (H, W, C) with C from 2 to 4, of uint8, uint16 or float32.  A palette is expanded to RGB, or
     with `palette_indices` left as the (H, W) indices.  One-bit images become 0 and 255, the alpha of a grey image is
-    dropped, an orientation noted in the file is applied.  A 16-bit colour PNG comes as 8 bits: Pillow reads no more.
+    dropped, values that count down from white are turned round, an orientation noted in the file is applied.  A PNG of
+    16 bits with colour or alpha comes as 8 bits: Pillow reads no more.
 
-    `ImageError` where the file is missing, broken, or of a kind not described here.
+    `ImageError` where the file is missing, broken, too large, or of a kind not described here.
     """
     path = Path(path)
     try:
-        with Image.open(path) as image:
-            if not (image.format == "TIFF" and _deep_colour(image)):
+        with _open(path) as image:
+            if not (image.format == "TIFF" and _is_for_tifffile(image)):
                 pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
                 return [_page_from_pillow(image, page, path, palette_indices) for page in range(pages)]
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise ImageError(f"{path} is a folder, not an image file") from None
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    # Pillow's decoders let these out for broken files, besides the OSError that they document.
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            raise ImageError(
+                f"{path}: too many pixels for this format; save it as TIFF, of which `unet-fast segment --large` reads "
+                "a tile at a time"
+            ) from None
+    except Exception as error:  # the decoders of Pillow raise whatever a broken file leads them to
         if path.suffix.lower() not in (".tif", ".tiff"):
             raise ImageError(f"{path}: unreadable image ({error})") from error
     return _pages_from_tifffile(path)
 
 
-def _deep_colour(image: Image.Image) -> bool:
-    """True for TIFFs of several samples of more than 8 bits, which Pillow refuses or cuts to 8."""
+def _open(path: Path) -> Image.Image:
+    """The image, unread.  Pillow warns of half as many pixels as it refuses, which micrographs may well have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
+def _is_for_tifffile(image: Image.Image) -> bool:
+    """True for TIFFs of several samples that Pillow refuses, cuts to 8 bits, or leaves out: more channels."""
     tags: Any = getattr(image, "tag_v2", {})
-    return tags.get(_TIFF_SAMPLES_PER_PIXEL, 1) > 1 and max(tags.get(_TIFF_BITS_PER_SAMPLE, (1,))) > 8
+    samples, extra = tags.get(_SAMPLES_PER_PIXEL, 1), tags.get(_EXTRA_SAMPLES, ())
+    return samples > 1 and (max(tags.get(_BITS_PER_SAMPLE, (1,))) > 8 or (samples <= 4 and _UNSPECIFIED in extra))
 
 
 def _page_from_pillow(image: Image.Image, page: int, path: Path, palette_indices: bool) -> Pixels:
     if page:
         image.seek(page)
-    upright = ImageOps.exif_transpose(image)
+    image.load()  # which turns a TIFF
+    # `ImageOps.exif_transpose` would write the other tags anew, and fail where one of them is malformed.
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    upright = image if turn is None else image.transpose(turn)
     mode = upright.mode
     if mode in ("P", "PA") and not palette_indices:
         upright = upright.convert("RGB")
@@ -93,7 +132,16 @@ def _page_from_pillow(image: Image.Image, page: int, path: Path, palette_indices
         upright = upright.convert("RGB")
     elif mode == "PA":
         upright = upright.getchannel("P")
-    return as_supported(np.array(upright), path)
+    pixels = np.array(upright)
+    tags: Any = getattr(image, "tag_v2", {})
+    if mode == "I;16" and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE:  # Pillow does so for fewer bits
+        pixels = _turned_round(pixels, max(tags[_BITS_PER_SAMPLE]))
+    return as_supported(pixels, path)
+
+
+def _turned_round(pixels: Pixels, bits: int) -> Pixels:
+    """Pixels that count down from white as pixels that count up from black."""
+    return pixels ^ pixels.dtype.type(2**bits - 1)
 
 
 def _pages_from_tifffile(path: Path) -> list[Pixels]:
@@ -108,6 +156,11 @@ def _pages_from_tifffile(path: Path) -> list[Pixels]:
                 pixels = page.asarray()
                 if pixels.ndim == 3 and pixels.shape[0] <= 4 < pixels.shape[2]:
                     pixels = np.moveaxis(pixels, 0, 2)  # planar: channels first in the file
+                kind: Any = page.keyframe
+                if pixels.ndim == 3 and pixels.shape[2] == 2 and set(kind.extrasamples) & set(_ALPHA):
+                    pixels = pixels[:, :, 0]  # the other is alpha
+                if kind.photometric == _MIN_IS_WHITE and pixels.dtype.kind in "bu":
+                    pixels = _turned_round(pixels, kind.bitspersample)
                 pages.append(as_supported(pixels, path))
     except ImageError:
         raise
@@ -139,11 +192,11 @@ def as_supported(pixels: Pixels, path: str | Path) -> Pixels:
     raise ImageError(f"{path}: pixels of type {pixels.dtype} are not supported (uint8, uint16, float32 are)")
 
 
-def to_channels(pixels: Pixels, channels: int) -> Pixels:
+def to_channels(pixels: Pixels, channels: int, path: str | Path | None = None) -> Pixels:
     """(H, W[, C]) -> (H, W, channels) of the same type.
 
     Grey is repeated, colour becomes grey by the ITU-R 601 weights, an alpha channel is dropped where `channels` is 1
-    or 3.  `ImageError` for any other pair of counts.
+    or 3.  `ImageError`, which names `path` if given, for any other pair of counts.
     """
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
@@ -160,7 +213,9 @@ def to_channels(pixels: Pixels, channels: int) -> Pixels:
         return ((pixels.astype(np.int64) @ LUMA + 500) // 1000).astype(pixels.dtype)[:, :, None]
     if have == channels:
         return pixels
-    raise ImageError(f"an image of {have} channels cannot be turned into {channels}")
+    raise ImageError(
+        f"{'' if path is None else f'{path}: '}an image of {have} channels cannot be turned into {channels}"
+    )
 
 
 def to_unit(pixels: Pixels) -> NDArray[np.float32]:
@@ -175,6 +230,14 @@ def to_unit(pixels: Pixels) -> NDArray[np.float32]:
     if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN too
         raise ImageError(f"float pixels must be in [0, 1], these are in [{pixels.min():g}, {pixels.max():g}]")
     return pixels
+
+
+def mirrored(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The pixels of an axis of `size` that stand at `positions`, mirrored without repeating the edge."""
+    if size == 1:
+        return np.zeros_like(positions)
+    within = positions % (2 * (size - 1))
+    return np.where(within < size, within, 2 * (size - 1) - within)
 
 
 def write_image(path: str | Path, pixels: Pixels | Sequence[Pixels]) -> None:
@@ -227,7 +290,8 @@ def _write_with_tifffile(path: Path, pages: list[Pixels]) -> None:
 def write_beside(path: str | Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; at the end flush it to disk and rename it to `path`.
 
-    If the body raises, the temporary file is removed and an older `path` stays as it was.
+    If the body raises, the temporary file is removed and an older `path` stays as it was.  An `OSError` about the
+    temporary file names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.part")  # no two threads' is the same
@@ -236,5 +300,9 @@ def write_beside(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or os.fsdecode(error.filename) != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

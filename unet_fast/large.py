@@ -13,16 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from . import objects
-from .engine import Engine
+from .engine import Engine, check_max_value, check_threshold
 from .errors import UnsupportedError
 from .images import ImageError, to_channels, write_beside
 from .large_objects import bands, measure_objects, number_objects
@@ -46,6 +48,7 @@ def segment_large(
     table: PathLike | None = None,
     split: float | None = None,
     pixel_size: float | tuple[float, float] = 1.0,
+    resume: bool = False,
     progress: bool = True,
 ) -> None:
     """Writes the mask of an image of any size, plane by plane: what `engine.segment(plane, tiling="exact", ...)` gives.
@@ -59,21 +62,31 @@ def segment_large(
                      has these axes.  An object needs the memory of its bounding box.
     split            as of `objects.label`.
     pixel_size       as of `objects.measure`.
+    resume           True: a finished OUTPUT is taken as it is, and labels and table are made where they are missing.
     progress         bars with an estimate of the time left on stderr.
 
     While it runs, OUTPUT.progress says which bands of tiles are done.  Called again with the same arguments after a
-    failure, it does only the rest; a result that is there already is refused.
+    failure, it does only the rest; without `resume`, a result that is there already is refused.  A call that fails
+    before its first band is done leaves nothing.
 
     `UnsupportedError` for a network that standardises each image (its statistics need the whole), has no mask or
     cannot be tiled exactly; `ImageError` and `OSError` for files that cannot be read or written; `ValueError` and
     `TypeError` for other arguments that are not described here.
     """
     image = open_image(source, channel=channel, time=time, z=z)
-    _check(engine, image, [Path(path) for path in (output, labels) if path is not None], table, split, pixel_size)
+    check_threshold(engine.info, threshold)
+    check_max_value(max_value)
+    outputs = [Path(path) for path in (output, labels) if path is not None]
+    _check(engine, image, outputs, table, split, pixel_size, resume)
     output = Path(output)
+    if resume and output.exists() and not unfinished(output):
+        labels, table = (None if path is None or Path(path).exists() else path for path in (labels, table))
+    for path in (labels, table):
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
     task = _fingerprint(engine, image, channel, time, z, threshold, max_value, tile)
     journal = _journal_of(output)
-    mask = _write_mask(engine, image, output, journal, task, threshold, max_value, tile, progress)
+    mask = _write_mask(engine, image, output, journal, task, threshold, max_value, tile, resume, progress)
     if labels is not None or table is not None:
         with _scratch(output) as scratch:
             number = Result(Path(labels), image, np.int32, fresh=True) if labels is not None else None
@@ -112,6 +125,7 @@ def _check(
     table: PathLike | None,
     split: float | None,
     pixel_size: float | tuple[float, float],
+    resume: bool,
 ) -> None:
     for path in outputs:
         if path.suffix.lower() not in ENDINGS:
@@ -121,7 +135,7 @@ def _check(
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise ValueError(f"{outputs[0]} is given for the mask and for the labels; choose another name")
     for path in outputs[1:]:
-        if path.exists() and not unfinished(outputs[0]):
+        if path.exists() and not resume and not unfinished(outputs[0]):
             raise ImageError(f"{path} exists; remove it, or choose another name")
     if len(outputs) == 2 or table is not None:
         objects.need("skimage", "objects")
@@ -129,8 +143,6 @@ def _check(
     objects.check_pixel_size(pixel_size)
     if table is not None:
         objects.check_table_name(table)
-    if engine.info.output == "identity":
-        raise UnsupportedError(f"{engine.info.name!r} is a regression, it has values and no mask")
     if engine.standardises:
         raise UnsupportedError(f"{engine.info.name!r} standardises each image by statistics of the whole of it")
 
@@ -144,13 +156,14 @@ def _write_mask(
     threshold: float | None,
     max_value: float | None,
     tile: int | None,
+    resume: bool,
     progress: bool,
 ) -> Result:
     rows, columns = engine.exact_tiles(image.height, image.width, tile=tile)
     work = [(plane, span) for plane in range(len(image.planes)) for span in rows.spans]
-    done = _bands_done(journal, task, output)
-    _write_journal(journal, task, done)  # first: what lies there without it is somebody else's
-    result = Result(output, image, np.uint8, fresh=done == 0)
+    done = len(work) if resume and output.exists() and not journal.exists() else _bands_done(journal, task, output)
+    begun = Result(output, image, np.uint8, fresh=False) if done else None
+    _write_journal(journal, task, done)  # before OUTPUT: what lies there without it is somebody else's
     margin = engine.info.margin
     tiles = len(work) * len(columns.spans)
     bar = tqdm(
@@ -160,20 +173,42 @@ def _write_mask(
         unit="tile",
         disable=None if progress else True,
     )
-    with bar:
-        for number, (plane, (top, begin, end)) in enumerate(work[done:], start=done):
+    try:
+        result = begun or Result(output, image, np.uint8, fresh=True)
+        for plane, (top, begin, end) in work[done:]:
             band = np.empty((end - begin, image.width), np.uint8)
             for left, first, last in columns.spans:
                 pixels = image.window(plane, top=top - margin, left=left - margin, height=rows.side, width=columns.side)
-                mask = engine.segment(
-                    to_channels(pixels, engine.info.channels), tiling="none", threshold=threshold, max_value=max_value
-                )
+                pixels = _for_network(pixels, engine.info.channels, image)
+                mask = engine.segment(pixels, tiling="none", threshold=threshold, max_value=max_value)
                 band[:, first:last] = mask[begin - top : end - top, first - left : last - left]
                 bar.update()
             result.write_rows(plane, begin, band)
-            _write_journal(journal, task, number + 1)
-    result.finish()
-    return result
+            done += 1
+            _write_journal(journal, task, done)
+        result.finish()
+        return result
+    except BaseException:
+        if done == 0:
+            _remove(output)
+            journal.unlink(missing_ok=True)
+        raise
+    finally:
+        bar.close()
+
+
+def _for_network(pixels: NDArray[Any], channels: int, image: Image) -> NDArray[Any]:
+    try:
+        return to_channels(pixels, channels, image.path)
+    except ImageError as error:
+        raise ImageError(f"{error}; choose one of them with --channel, in Python channel=") from None
+
+
+def _remove(output: Path) -> None:
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)
 
 
 def _fingerprint(engine: Engine, image: Image, *options: Any) -> str:

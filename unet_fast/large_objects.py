@@ -141,7 +141,7 @@ def measure_objects(
         labels = numbered.pixels[top:bottom, left:right]
         labels[~np.isin(labels, chosen + 1)] = 0
         seen = image.window(plane, top=int(top), left=int(left), height=int(bottom - top), width=int(right - left))
-        seen = to_channels(seen, channels)
+        seen = to_channels(seen, channels, image.path)
         table = objects.measure(
             labels,
             seen[:, :, 0] if channels == 1 else seen,

@@ -18,6 +18,7 @@ import importlib
 import math
 import os
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +260,8 @@ def measure(
 
 def check_pixel_size(pixel_size: float | tuple[float, float]) -> tuple[float, float]:
     """(height, width) of a pixel; `ValueError` unless both are positive and finite."""
-    sides = pixel_size if isinstance(pixel_size, tuple) else (pixel_size, pixel_size)
-    if len(sides) != 2 or not all(0 < side < math.inf for side in sides):
+    sides = pixel_size if isinstance(pixel_size, tuple | list) else (pixel_size, pixel_size)
+    if len(sides) != 2 or not all(isinstance(side, Real) and 0 < side < math.inf for side in sides):
         raise ValueError(f"pixel_size must be a positive length, or (height, width) of a pixel, got {pixel_size!r}")
     return float(sides[0]), float(sides[1])
 

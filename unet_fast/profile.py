@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import engine_file
 from .bench import duration, table
+from .engine import Engine, described_device
 from .errors import UnsupportedError
 from .plan import cost
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 _ELEMENT_BYTES = {"float32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
@@ -81,8 +79,9 @@ class Profile:
             weights = spent.weights * element  # read once for all images
             moved = count * (spent.bytes - weights) + weights
             ops.append(ProfiledOp(name, node.kind, kernel, seconds, count * spent.flops, moved))
-        where = info.device if info.device.startswith("cuda") else f"{info.device} ({info.cpu_isa}) x{info.threads}"
-        return cls(f"{info.name}, {info.precision} on {where}", (count, height, width), tuple(ops), **whole)
+        return cls(
+            f"{info.name}, {info.precision} on {described_device(info)}", (count, height, width), tuple(ops), **whole
+        )
 
     def share(self, op: ProfiledOp) -> float:
         """The least time that the device's ceilings allow for `op`, as a share of what it takes; 0 where unknown."""

@@ -77,19 +77,21 @@ def calibration_images(calibration: Any, channels: int) -> list[Array]:
         )
     if isinstance(calibration, str | PathLike):
         paths = list_images(Path(calibration))
-        calibration = [to_channels(page, channels) for path in paths for page in read_pages(path)]
+        given = [(str(path), to_channels(page, channels, path)) for path in paths for page in read_pages(path)]
     elif isinstance(calibration, Mapping) or not hasattr(calibration, "__len__"):
         raise TypeError(
             f"calibration must be a folder, an array of images or a sequence of them, got {type(calibration).__name__}"
         )
+    else:
+        given = [(f"image {index}", image) for index, image in enumerate(calibration)]
     images: list[Array] = []
-    for index, image in enumerate(calibration):
+    for name, image in given:
         try:
             batch, _ = as_image_batch(image, channels)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"calibration: image {index}: {error}") from None
+            raise type(error)(f"calibration: {name}: {error}") from None
         if not np.isfinite(batch).all():
-            raise ValueError(f"calibration: image {index} has NaN or infinite pixels")
+            raise ValueError(f"calibration: {name} has NaN or infinite pixels")
         images.extend(batch)
     if not images:
         raise ValueError("calibration holds no images; some dozens like those that the network will see are needed")

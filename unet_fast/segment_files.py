@@ -6,7 +6,7 @@ import glob
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from . import objects, overlay
-from .engine import Engine, EngineInfo, Tiling
+from .engine import Engine, EngineInfo, Tiling, check_max_value, check_threshold
 from .errors import UnsupportedError, in_one_line
 from .images import SUFFIXES, ImageError, Pixels, list_images, read_pages, to_channels, write_image
 from .large import segment_large, unfinished
+from .stores import is_zarr
 
 #: Pictures of a montage, and the side of each in pixels.
 _MOST_THUMBNAILS, _THUMBNAIL = 100, 256
@@ -31,8 +32,8 @@ class Extras:
 
     probability  float32 TIFFs, with a page per class for each page of the image.
     overlay      outlines of the mask over the image.
-    montage      montage.png: the first overlays of the run, small.
-    labels       numbered objects, TIFFs of uint16, or of int32 where an image has more than 65535.
+    montage      montage.png: the first overlays of the run, small; montage_of_all.png where an image is called montage.
+    labels       numbered objects, TIFFs of uint16, or of int32 where an image has more than 65535 and of large images.
     table        "csv" or "parquet": measures of each object, with its page from 0.
     split        distance in pixels at which touching objects are cut apart; None: they stay one.
     pixel_size   side of a pixel, or (height, width) of it, in the unit that the table is to have.
@@ -48,6 +49,8 @@ class Extras:
 
     def check(self, info: EngineInfo) -> None:
         """Raises at once what would otherwise fail for every image."""
+        if info.output == "identity" and (self.overlay or self.montage):
+            raise UnsupportedError(f"{info.name!r} is a regression, it has values and no outlines to draw")
         if not self.labels and self.table is None:
             return
         if info.output == "identity":
@@ -80,43 +83,39 @@ def segment_files(
     Progress and failures are told on stderr, a summary on stdout.
     """
     extras.check(engine.info)
+    _check(engine.info, inputs, folder, threshold, max_value)
     files, failures = find_files(inputs)
     names = output_names(files)
-    segmented = passed_over = 0
     thumbnails: dict[str, overlay.Picture] = {}
-    start = time.perf_counter()
     progress = tqdm(files, desc="segmenting", unit="file", disable=None)
-    for path in progress:
+
+    def segment(path: Path) -> None:
+        name = names[path]
         progress.set_postfix_str(path.name)
-        try:
-            name = names[path]
-            if resume and _is_done(folder, name, extras, engine.info):
-                passed_over += 1
-                continue
-            pages = [to_channels(page, engine.channels) for page in read_pages(path)]
-            if engine.info.output != "identity":
-                masks = [
-                    engine.segment(page, tiling=tiling, threshold=threshold, max_value=max_value) for page in pages
-                ]
-                _write(folder, name, masks, files)
-                shown = [_centre(page, mask) for page, mask in zip(pages, masks, strict=True)]
-                if extras.overlay or extras.montage:
-                    pictures = _overlays(shown, masks, engine.info.palette)
-                    if extras.overlay:
-                        _write(folder / "overlay", name, pictures, files)
-                    if extras.montage and len(thumbnails) < _MOST_THUMBNAILS:
-                        thumbnails[name] = overlay.thumbnail(pictures[0], _THUMBNAIL)
-                if extras.labels or extras.table:
-                    _write_objects(folder, name, shown, masks, engine.info.classes > 1, extras, files)
-            if extras.probability or engine.info.output == "identity":
-                values = [engine.probability(page, tiling=tiling, max_value=max_value) for page in pages]
-                _write(folder / "probability", name, _page_per_class(values), files, ending=".tif")
-            segmented += 1
-        except (OSError, ValueError, MemoryError) as error:
-            failures.append(_failure(path, error))
+        pages = [to_channels(page, engine.channels) for page in read_pages(path)]
+        if engine.info.output != "identity":
+            masks = [engine.segment(page, tiling=tiling, threshold=threshold, max_value=max_value) for page in pages]
+            _write(folder, name, masks, files)
+            shown = [_centre(page, mask) for page, mask in zip(pages, masks, strict=True)]
+            if extras.overlay or extras.montage:
+                pictures = _overlays(shown, masks, engine.info.palette)
+                if extras.overlay:
+                    _write(folder / "overlay", name, pictures, files)
+                if extras.montage and len(thumbnails) < _MOST_THUMBNAILS:
+                    thumbnails[name] = overlay.thumbnail(pictures[0], _THUMBNAIL)
+            if extras.labels or extras.table:
+                _write_objects(folder, name, shown, masks, engine.info.classes > 1, extras, files)
+        if extras.probability or engine.info.output == "identity":
+            values = [engine.probability(page, tiling=tiling, max_value=max_value) for page in pages]
+            _write(folder / "probability", name, _page_per_class(values), files, ending=".tif")
+
+    def is_done(path: Path) -> bool:
+        return resume and _are_there(folder, names[path], (".png", ".tif"), extras, engine.info)
+
+    failed = _segment_each(progress, failures, folder, is_done, segment)
     if thumbnails:
-        _write(folder, "montage", [overlay.montage(list(thumbnails.values()), list(thumbnails))], files)
-    return _report(segmented, passed_over, failures, time.perf_counter() - start, folder)
+        _write(folder, _montage_name(names), [overlay.montage(list(thumbnails.values()), list(thumbnails))], files)
+    return failed
 
 
 def segment_large_files(
@@ -135,66 +134,106 @@ def segment_large_files(
     """Like `segment_files`, for TIFFs and Zarrs that need not fit into memory: see `large.segment_large`.
 
     A Zarr gives Zarrs, a TIFF TIFFs.  Of `extras` only labels and table can be had.  What was begun and stopped goes on
-    where it was; with `resume`, images are passed over whose mask is finished.
+    where it was; with `resume`, images are passed over whose results are all there, and of a finished mask only the
+    labels and the table are made that are missing.
     """
     if extras.probability or extras.overlay or extras.montage:
         raise ValueError("large images have masks, labels and tables only")
     extras.check(engine.info)
-    files, failures = find_files(inputs)
+    _check(engine.info, inputs, folder, threshold, max_value)
+    files, failures = find_files(inputs, zarrs=True)
     names = output_names(files)
+
+    def ending(path: Path) -> str:
+        return ".zarr" if path.is_dir() else ".tif"
+
+    def segment(path: Path) -> None:
+        name = names[path] + ending(path)
+        segment_large(
+            engine,
+            path,
+            folder / name,
+            channel=channel,
+            time=series_time,
+            z=z,
+            threshold=threshold,
+            max_value=max_value,
+            labels=folder / "labels" / name if extras.labels else None,
+            table=folder / "table" / f"{names[path]}.{extras.table}" if extras.table else None,
+            split=extras.split,
+            pixel_size=extras.pixel_size,
+            resume=resume,
+        )
+
+    def is_done(path: Path) -> bool:
+        there = resume and _are_there(folder, names[path], (ending(path),), extras, engine.info)
+        return there and not unfinished(folder / (names[path] + ending(path)))
+
+    return _segment_each(files, failures, folder, is_done, segment)
+
+
+def _check(
+    info: EngineInfo, inputs: Sequence[str], folder: Path, threshold: float | None, max_value: float | None
+) -> None:
+    """Raises at once what would otherwise fail for every image, or do harm in the next run."""
+    if info.output != "identity":
+        check_threshold(info, threshold)
+    elif threshold is not None:
+        raise UnsupportedError(f"{info.name!r} is a regression, it has values and no threshold")
+    check_max_value(max_value)
+    for text in inputs:
+        if Path(text).is_dir() and Path(text).resolve() == folder.resolve():
+            raise ValueError(f"{text}: masks written here would be taken for images; choose another folder with -o")
+
+
+def _segment_each(
+    files: Iterable[Path],
+    failures: list[str],
+    folder: Path,
+    is_done: Callable[[Path], bool],
+    segment: Callable[[Path], None],
+) -> int:
+    """Segments those of `files` that are not done and tells of it; returns how many failed, those before included."""
     segmented = passed_over = 0
     start = time.perf_counter()
     for path in files:
         try:
-            name = names[path] + (".zarr" if path.is_dir() else ".tif")
-            mask = folder / name
-            if resume and mask.exists() and not unfinished(mask):
+            if is_done(path):
                 passed_over += 1
-                continue
-            for place in ("labels", "table"):
-                if getattr(extras, place):
-                    (folder / place).mkdir(parents=True, exist_ok=True)
-            segment_large(
-                engine,
-                path,
-                mask,
-                channel=channel,
-                time=series_time,
-                z=z,
-                threshold=threshold,
-                max_value=max_value,
-                labels=folder / "labels" / name if extras.labels else None,
-                table=folder / "table" / f"{names[path]}.{extras.table}" if extras.table else None,
-                split=extras.split,
-                pixel_size=extras.pixel_size,
-            )
-            segmented += 1
+            else:
+                segment(path)
+                segmented += 1
         except (OSError, ValueError, MemoryError) as error:
             failures.append(_failure(path, error))
-    return _report(segmented, passed_over, failures, time.perf_counter() - start, folder)
-
-
-def _report(segmented: int, passed_over: int, failures: list[str], seconds: float, folder: Path) -> int:
-    """Tells what was done; returns how many failed."""
     if passed_over:
         print(f"{passed_over} files had their results already")
     if segmented:
+        seconds = time.perf_counter() - start
         print(f"{segmented} of {segmented + len(failures)} files segmented in {seconds:.1f} s, results in {folder}")
     if failures:
         print(f"{len(failures)} failed:", *failures, sep="\n  ", file=sys.stderr)
     return len(failures)
 
 
-def _is_done(folder: Path, name: str, extras: Extras, info: EngineInfo) -> bool:
+def _are_there(folder: Path, name: str, endings: Sequence[str], extras: Extras, info: EngineInfo) -> bool:
+    """Whether the image has all results that are wanted, the pictures of them with one of `endings`."""
     wanted = [] if info.output == "identity" else [folder]
     if extras.probability or info.output == "identity":
         wanted.append(folder / "probability")
-    if extras.overlay and info.output != "identity":
+    if extras.overlay:
         wanted.append(folder / "overlay")
     if extras.labels:
         wanted.append(folder / "labels")
-    there = all(any((place / (name + ending)).exists() for ending in (".png", ".tif")) for place in wanted)
+    there = all(any((place / (name + ending)).exists() for ending in endings) for place in wanted)
     return there and (extras.table is None or (folder / "table" / f"{name}.{extras.table}").exists())
+
+
+def _montage_name(names: dict[Path, str]) -> str:
+    """Of the picture of the whole run: "montage", or something longer where a mask has that name."""
+    name = "montage"
+    while name in (one.casefold() for one in names.values()):
+        name += "_of_all"
+    return name
 
 
 def _write_objects(
@@ -224,18 +263,19 @@ def _write_objects(
         objects.write_table(path, objects.joined(tables))
 
 
-def find_files(inputs: Sequence[str]) -> tuple[list[Path], list[str]]:
+def find_files(inputs: Sequence[str], *, zarrs: bool = False) -> tuple[list[Path], list[str]]:
     """The image files that `inputs` name, each once and in order, and a line for each input that names none.
 
-    An input is a file, a Zarr, a folder (the images directly in it) or a pattern with `*`, `?`, `[...]` or `**`.
+    An input is a file, a Zarr, a folder (the images directly in it, with `zarrs` Zarrs too) or a pattern with `*`, `?`,
+    `[...]` or `**`.
     """
     found: dict[Path, Path] = {}
     failures = []
     for text in inputs:
         path = Path(text)
         try:
-            if path.is_dir() and path.suffix.lower() != ".zarr":
-                matches = list_images(path)
+            if path.is_dir() and not is_zarr(path):
+                matches = list_images(path, zarrs=zarrs)
             elif path.exists() or not glob.has_magic(text):
                 matches = [path]  # one that does not exist fails when it is read
             else:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import ImageError, as_supported
+from .images import SUFFIXES, ImageError, as_supported, mirrored
 from .objects import need
 
 _TIFF = (".tif", ".tiff")
@@ -25,6 +25,12 @@ ENDINGS = (*_TIFF, ".zarr")
 
 #: Pixels of a result's chunk along each axis, and the most that the coarsest level of a pyramid has.
 _CHUNK = 1024
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr: by its name, or by what lies in it."""
+    marks = (".zarray", ".zgroup", "zarr.json")
+    return path.is_dir() and (path.suffix.lower() == ".zarr" or any((path / mark).exists() for mark in marks))
 
 
 class FileArray:
@@ -82,22 +88,14 @@ class Image:
             raise ImageError(f"{self.path}: cannot be read ({type(error).__name__}: {error})") from error
         left_over = [axis for axis in self._order if isinstance(place.get(axis, slice(None)), slice)]
         pixels = np.transpose(pixels, [left_over.index(axis) for axis in "yxc" if axis in left_over])
-        ys = _mirrored(np.arange(top, top + height), self.height) - rows.start
-        xs = _mirrored(np.arange(left, left + width), self.width) - columns.start
+        ys = mirrored(np.arange(top, top + height), self.height) - rows.start
+        xs = mirrored(np.arange(left, left + width), self.width) - columns.start
         return as_supported(pixels[ys][:, xs], self.path)
-
-
-def _mirrored(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """The pixels of an axis that stand at `positions`, mirrored without repeating the edge."""
-    if size == 1:
-        return np.zeros_like(positions)
-    within = positions % (2 * (size - 1))
-    return np.where(within < size, within, 2 * (size - 1) - within)
 
 
 def _inside(start: int, length: int, size: int) -> slice:
     """The least range of pixels that a mirrored window needs."""
-    positions = _mirrored(np.arange(start, start + length), size)
+    positions = mirrored(np.arange(start, start + length), size)
     return slice(int(positions.min()), int(positions.max()) + 1)
 
 
@@ -113,6 +111,8 @@ def open_image(
     path = Path(path)
     if not path.exists():
         raise ImageError(f"{path}: no such file")
+    if path.suffix.lower() in SUFFIXES and path.suffix.lower() not in _TIFF:
+        raise ImageError(f"{path}: only TIFFs and Zarrs are read tile by tile; leave --large out, or save it as TIFF")
     array, order, names = _open_tiff(path) if path.suffix.lower() in _TIFF else _open_zarr(path)
     sizes = dict(zip(order, array.shape, strict=True))
     if len(sizes) != len(order) or not {"y", "x"} <= sizes.keys() <= set("tczyx"):
@@ -190,7 +190,8 @@ def _open_zarr(path: Path) -> tuple[Any, str, Sequence[str]]:
 class Result:
     """Planes of one value per pixel in a file of its own: uncompressed TIFF, BigTIFF from 4 GB, or OME-Zarr (NGFF 0.4).
 
-    fresh   True: it is created; False: it is there and goes on being written.
+    fresh   True: it is created; False: it is there and goes on being written.  `ImageError` where what is there has
+            another shape or type.
     """
 
     def __init__(self, path: Path, image: Image, dtype: Any, *, fresh: bool) -> None:
@@ -198,21 +199,37 @@ class Result:
         self._axes = "".join(image.axes)
         self._shape = (*image.axes.values(), image.height, image.width)
         self._planes = [tuple(at.values()) for at in image.planes]
-        self._array: Any
-        if path.suffix.lower() in _TIFF:
-            tifffile = need("tifffile", "tiff")
-            if fresh:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                big = int(np.prod(self._shape, dtype=np.int64)) * np.dtype(dtype).itemsize >= 2**32 - 2**25
-                axes = {"axes": (self._axes + "yx").upper()}
-                tifffile.imwrite(
-                    path, shape=self._shape, dtype=dtype, bigtiff=big, metadata=axes, photometric="minisblack"
-                )
-            with tifffile.TiffFile(path) as file:
-                self._array = FileArray(path, self._shape, dtype, file.series[0].dataoffset)
-            return
-        self._group = need("zarr", "large").open_group(str(path), mode="w" if fresh else "r+", zarr_format=2)
-        self._array = self._level(0, self._shape, dtype) if fresh else self._group["0"]
+        self._array: Any = (self._create if fresh else self._reopen)(np.dtype(dtype))
+
+    def _create(self, dtype: np.dtype[Any]) -> Any:
+        if self.path.suffix.lower() not in _TIFF:
+            self._group = need("zarr", "large").open_group(str(self.path), mode="w", zarr_format=2)
+            return self._level(0, self._shape, dtype)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        big = int(np.prod(self._shape, dtype=np.int64)) * dtype.itemsize >= 2**32 - 2**25
+        axes = {"axes": (self._axes + "yx").upper()}
+        need("tifffile", "tiff").imwrite(
+            self.path, shape=self._shape, dtype=dtype, bigtiff=big, metadata=axes, photometric="minisblack"
+        )
+        return self._reopen(dtype)
+
+    def _reopen(self, dtype: np.dtype[Any]) -> Any:
+        try:
+            if self.path.suffix.lower() in _TIFF:
+                with need("tifffile", "tiff").TiffFile(self.path) as file:
+                    found = file.series[0]
+                if found.dataoffset is None:
+                    raise ValueError("its pixels are compressed")
+                array: Any = FileArray(self.path, self._shape, dtype, found.dataoffset)
+            else:
+                self._group = need("zarr", "large").open_group(str(self.path), mode="r+", zarr_format=2)
+                array = found = self._group["0"]
+        except Exception as error:  # each kind of file and store has exceptions of its own
+            raise ImageError(f"{self.path}: no result of ours ({type(error).__name__}: {error}); remove it") from error
+        # Axes of one element may be missing.
+        if [n for n in found.shape if n > 1] != [n for n in self._shape if n > 1] or found.dtype != dtype:
+            raise ImageError(f"{self.path}: not of this image ({found.dtype} {found.shape}); remove it")
+        return array
 
     def _level(self, level: int, shape: tuple[int, ...], dtype: Any) -> Any:
         chunks = tuple(1 if axis < len(shape) - 2 else min(_CHUNK, size) for axis, size in enumerate(shape))

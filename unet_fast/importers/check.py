@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import engine_file
-from ..freeze import Precision, freeze, golden_image, relative_error
+from ..freeze import Precision, default_name, freeze, golden_image, relative_error
 from ..graph import Array
 from ..images import write_beside
 from ..inspect import FUSED
@@ -85,7 +85,7 @@ def freeze_checked(
             temporary,
             targets=targets,
             precision=precision,
-            name=path.stem if name is None else name,
+            name=default_name(path) if name is None else name,
             threshold=model.threshold if threshold is None else threshold,
             class_names=model.class_names,
             palette=model.palette,

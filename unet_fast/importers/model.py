@@ -161,7 +161,10 @@ def finish(graph: Graph, last: str, options: Options) -> Finished:
             remarks.append("it begins by scaling pixels down: read as made for pixels of 0..255")
         given = Normalisation("fixed", std=(1 / white,))
     graph.normalisation = given
-    graph.normalisation.to_dict(graph.channels)  # checks the number of channels
+    try:
+        given.to_dict(graph.channels)
+    except ValueError as error:
+        raise ModelFileError(f"{error} of mean and std, the image has {graph.channels} channels") from None
     if scaling is not None and given.kind == "fixed":
         graph = _folded(graph, scaling)
     return Finished(graph, given, tuple(remarks))
