@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ pytest.importorskip("triton", reason="needs triton: pip install unet_fast[gpu]")
 
 from tests import networks
 from unet_fast import UNetSpec, freeze
+from unet_fast.freeze import describe
 from unet_fast.fuse import fuse
 from unet_fast.kernels import analysis, aot, report
 from unet_fast.kernels.launch import STORAGE, Site
-from unet_fast.kernels.worker import Code, Workers, tool
+from unet_fast.kernels.worker import Code, Workers, registers_in_flight, tool, unfenced
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 
@@ -37,6 +39,14 @@ MATRIX = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma", 120: "mma.sync"}
 
 #: One op of each kind and of each way in which `relunet16` uses it: few channels, pooled, split, merged, mask.
 CHOSEN = ("encoder0.conv0", "encoder0.conv1", "bottleneck.conv1", "decoder3.conv0", "decoder0.conv0", "decoder0.conv1")
+
+
+def of_network(name: str) -> tuple[dict[str, Any], report.Shapes]:
+    """Document and weight shapes of a network of tests/networks.py."""
+    graph = networks.graph_of(name, seed=3)
+    fused = fuse(graph)
+    document = describe(graph, fused) | {"output": {"kind": graph.output, "channels": graph.result.channels}}
+    return document, {f"{node.name}.{key}": value.shape for node in fused.nodes for key, value in node.tensors.items()}
 
 
 def chosen_ops(document: dict[str, Any]) -> dict[str, Any]:
@@ -264,6 +274,90 @@ def test_candidates_that_spill_are_left_out(spilling: str, monkeypatch: pytest.M
         ranked = sorted((c["rank"], k["candidate"]) for k in kernels for c in k["code"] if c["target"] == name)
         assert len(names) >= 2
         assert ranked == list(enumerate(names if spilling == "all" else names[1:]))
+
+
+#: What triton 3.6 and 3.9 make of a pipelined product, abridged.
+LOOP = """
+$L__BB0_1:
+    cp.async.wait_group 2;
+    bar.sync 0;{fence}
+    wgmma.fence.sync.aligned;
+    wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {{%r1,%r2}}, {left}, %rd2, %p1, 1, 1, 0, 0;
+    wgmma.commit_group.sync.aligned;
+    wgmma.wait_group.sync.aligned {wait};
+    cp.async.commit_group;
+    @%p2 bra $L__BB0_1;
+    cp.async.wait_group 0;
+    st.global.b32 [%rd3], {{ %r1 }};
+"""
+
+
+def test_missing_fence_is_seen() -> None:
+    fence = "\n    fence.proxy.async.shared::cta;"
+    for product in ("wgmma.mma_async", "tcgen05.mma"):
+        loop = LOOP.format(fence="", left="%rd1", wait=1).replace("wgmma.mma_async", product)
+        fenced = LOOP.format(fence=fence, left="%rd1", wait=1).replace("wgmma.mma_async", product)
+        assert unfenced(loop)
+        assert not unfenced(fenced)
+        assert unfenced(fenced + loop)
+        assert not unfenced(fenced + fenced)
+    assert not unfenced(loop.replace(product, "mma.sync"))
+
+
+def test_register_inputs_in_flight_are_seen() -> None:
+    """In a loop or not: a wait for all that follows at once leaves none in flight."""
+    for left, wait, expected in (("%rd1", 1, False), ("{%r3,%r4}", 0, False), ("{%r3,%r4}", 1, True)):
+        assert registers_in_flight(LOOP.format(fence="", left=left, wait=wait)) == expected
+    assert registers_in_flight(LOOP.format(fence="", left="{%r3,%r4}", wait=0).split("wgmma.wait_group")[0])
+
+
+@pytest.mark.parametrize("bad", ["some", "all"])
+def test_candidates_whose_registers_may_be_overwritten_are_left_out(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if all are: then PTX without such instructions is what remains for that GPU."""
+    document, shapes = report.preset_plan("relunet16")
+    document["ops"] = document["ops"][7:8]
+    pieces = list(aot._planned(document, shapes, [aot.Target.parse("sm_90")], "fp16"))
+    overwritten = {piece.job for piece in pieces} if bad == "all" else {pieces[0].job}
+
+    def compiled(jobs: set[Any], *_: Any) -> dict[Any, Code]:
+        return {
+            job: Code(b"c", b"p", "conv", 4, 0, 32, 0, "wgmma", "12.8", job.capability == 90, job in overwritten)
+            for job in jobs
+        }
+
+    monkeypatch.setattr(aot, "_compile_all", compiled)
+    with pytest.warns(RuntimeWarning) as warned:
+        kernels, _ = aot.compile_plan(document, shapes, ["sm_90"], "fp16")
+    ranked = sorted((c["rank"], k["candidate"]) for k in kernels for c in k["code"] if c["target"] == "sm_90")
+    assert ranked == list(enumerate([] if bad == "all" else [piece.launch.name for piece in pieces[1:]]))
+    assert [c["target"] for k in kernels for c in k["code"] if c["target"] != "sm_90"] == ["compute_80"]
+    left_out, fence = (str(warning.message) for warning in warned)
+    name = document["ops"][0]["name"]
+    assert left_out.startswith(f"kernels of {name} for sm_90 are left out, as ptxas 12.8 of triton ")
+    assert "leaves out a fence" in fence
+    assert "(for sm_90)" in fence
+    assert all(text.endswith("freeze with triton 3.9 or later") for text in (left_out, fence))
+
+
+def test_code_of_matrix_units_is_sound(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of triton 3.9 and later, upsampling on the way in included, whose products take their left side from registers.
+    Of an older one what is not is said, and left out where the file has better."""
+    import triton
+
+    document, shapes = of_network("bilinear")
+    kinds = ("conv", "concat_conv")
+    document["ops"] = [next(op for op in document["ops"] if op["op"] == kind) for kind in kinds]
+    monkeypatch.setattr(aot, "CANDIDATES", {})
+    monkeypatch.setattr(aot, "OTHER_CANDIDATES", 1)
+    recent = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        kernels, _ = aot.compile_plan(document, shapes, ["sm_90"], "fp16", cache_dir=cache, progress=False)
+    assert (warned == []) == recent
+    for index, op in enumerate(document["ops"]):
+        targets = {code["target"] for entry in kernels if entry["op"] == index for code in entry["code"]}
+        assert targets == {"compute_80"} | ({"sm_90"} if recent or op["op"] != "concat_conv" else set())
+    assert {c["matrix"] for entry in kernels for c in entry["code"] if c["target"] == "compute_80"} == {"mma.sync"}
 
 
 def test_compiling_imports_no_torch() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import io
 import os
 import re
@@ -225,6 +226,26 @@ def test_a_pass_repeats_and_needs_no_further_memory(driver: FakeDriver, folder: 
         assert after["live"] == before["live"]
         # push, copy in, launch, copy out, wait, pop: nothing else is left to do once all is in place.
         assert after["calls"] - before["calls"] <= 20 * 6
+
+
+@on_fake_gpu
+def test_pinned_memory_is_taken_at_its_first_use(driver: FakeDriver, folder: Path) -> None:
+    """Of images and of results each, once: callers who keep theirs on the device have none."""
+    api = Api()
+    pixels, mask = random_image((1, 32, 32, 1), seed=4), np.full((1, 32, 32), 7, np.uint8)
+    expected = Engine(file_with(folder), device="cuda").segment(pixels, tiling="none")
+    gc.collect()
+    with (
+        driver.device(), api.engine(file_with(folder), device="cuda") as engine, driver.array(pixels) as source,
+        driver.array(mask) as target, api.context(engine) as context,
+    ):  # fmt: skip
+        taken = [driver.report()["live"]["pinned"]]
+        for image, output in ((source, target), (None, target), (source, None), (None, None)):
+            result = np.full_like(mask, 7)
+            api.enqueue(context, image_of(pixels, image), output_in(result, output))
+            assert np.array_equal(driver.fetch(target, mask) if output else result, expected)
+            taken.append(driver.report()["live"]["pinned"])
+    assert taken == [1, 1, 2, 3, 3]  # scale and shift of the pixels; images; results
 
 
 @on_fake_gpu

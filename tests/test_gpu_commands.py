@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.fake_gpu import ROOT, FakeMachine
-from tests.gpu import run
+from tests.gpu import conftest, run
 from tests.programs import offline
 
 JsonDict = dict[str, Any]
@@ -66,6 +66,39 @@ def test_gpu_tests_end_in_time(machine: FakeMachine) -> None:
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "did not begin in the time given" in result.stdout
+
+
+def test_gpu_tests_leave_time_for_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What begins late ends within `--minutes`, a process that a test has started included."""
+    monkeypatch.setattr(run.time, "time", lambda: 1000.0)
+    monkeypatch.setattr(run, "find_gpu", lambda: "none at hand")
+    monkeypatch.setenv("UNET_FAST_GPU_TESTS_UNTIL", "")
+    assert run.main(["--minutes", "2"]) == 0
+    assert os.environ["UNET_FAST_GPU_TESTS_UNTIL"] == "1080.0"
+    for until, seconds in (("1080.0", 80.0), ("1000.0", 30.0), ("inf", 120.0)):
+        monkeypatch.setenv("UNET_FAST_GPU_TESTS_UNTIL", until)
+        assert conftest.patience() == seconds
+    assert run.RESERVE_S > 30
+
+
+def test_a_process_that_takes_too_long_is_a_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"
+    status, output = conftest.run_in_time([sys.executable, "-c", code])
+    assert (status, sorted(output.split())) == (3, ["err", "out"])
+    monkeypatch.setattr(conftest, "patience", lambda: 0.1)
+    sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    with pytest.raises(pytest.skip.Exception, match="did not end in the 0 s that were left for it"):
+        conftest.run_in_time([sys.executable, "-c", sleeper])
+
+
+def test_gpu_tests_come_in_the_order_of_their_worth() -> None:
+    pytest.importorskip("torch")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "--collect-only", "-q", "tests/gpu"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    names = [line for line in listed.splitlines() if "::" in line]
+    turns = ["sanitizer" if "compute_sanitizer" in name else name.split("::")[0] for name in names]
+    assert list(dict.fromkeys(turns)) == ["tests/gpu/test_gpu_runs.py", "tests/gpu/test_gpu_accuracy.py", "sanitizer"]
+    assert sorted(turns, key=list(dict.fromkeys(turns)).index) == turns
 
 
 #: What `make test-gpu` owes, by names of tests.

@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="run every stage on the CPU with small networks; the figures mean nothing",
     )
-    parser.add_argument("--pack", type=Path, help="only compile kernels for --target into this folder, to be carried")
+    parser.add_argument(
+        "--pack",
+        type=Path,
+        help="only compile kernels for --target into this folder, which takes some four minutes on one core; "
+        "carry all of it (7 MB) within the repository's folder, where --kernels finds it; best by triton 3.9 or later",
+    )
     parser.add_argument("--target", default="sm_90", help="for --pack (%(default)s)")
     parser.add_argument("--kernels", type=Path, help="folder of such kernels, instead of compiling here")
     parser.add_argument("--commit", default="", help="of the sources, where they are not in a git repository")

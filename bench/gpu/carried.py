@@ -3,7 +3,8 @@
 python -m bench.gpu --pack FOLDER --target sm_90      here; then on the machine with the GPU
 python -m bench.gpu --kernels FOLDER
 
-With them go the headers that building the native library needs and that a machine with PyTorch may lack.
+All of FOLDER has to be carried, some 7 MB; it may lie within the repository's folder, so that it goes along with that.
+With the kernels go the headers that building the native library needs and that a machine with PyTorch may lack.
 """
 
 from __future__ import annotations

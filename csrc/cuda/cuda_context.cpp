@@ -54,14 +54,23 @@ class CudaContext : public uf::Context {
     void start_pass(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
                     const OutputView *outputs) override;
     void finish_pass() override;
-    std::byte *result_staging() override { return pinned_result_; }
+    std::byte *result_staging() override {
+        if (pinned_result_.get() == nullptr)
+            program_->device()->guarded([&] { pinned_result(); });
+        return pinned_result();
+    }
     PassShape shape() const override { return shape_; }
+    double bytes() const override { return static_cast<double>(memory_.bytes + pinned_bytes_); }
 
   private:
     const Plan &plan() const { return program_->plan(); }
     const Driver &api() const { return program_->device()->api(); }
 
-    void allocate_staging();
+    // Made at the first use: a float32 image and float32 probabilities of a full batch, which callers who keep theirs
+    // on the device never need.
+    std::byte *pinned_image() { return pinned(pinned_image_, image_bytes(plan(), shape_, PixelType::float32)); }
+    std::byte *pinned_result() { return pinned(pinned_result_, probability_bytes(plan(), shape_)); }
+    std::byte *pinned(PinnedMemory &memory, int64_t bytes);
     void check_stream(CUstream stream) const;
 
     // Runs `body`; if it fails, waits until the stream is idle and notes that memory may hold anything.
@@ -88,8 +97,8 @@ class CudaContext : public uf::Context {
     const std::shared_ptr<const Program> program_;
     const PassShape shape_;
     const PassMemory memory_;
-    PinnedMemory pinned_;
-    std::byte *pinned_image_ = nullptr, *pinned_result_ = nullptr, *pinned_transforms_ = nullptr;
+    PinnedMemory pinned_image_, pinned_result_, pinned_transforms_;
+    size_t pinned_bytes_ = 0;                // of all of them
     std::vector<PixelTransform> transforms_; // that are on the device
     Stream stream_;
     Event done_; // after the last pass, if it was not waited for
@@ -101,7 +110,9 @@ class CudaContext : public uf::Context {
 
 CudaContext::CudaContext(std::shared_ptr<const Program> program, const PassShape &shape)
     : program_(std::move(program)), shape_(shape), memory_(allocate_pass_memory(*program_, shape)) {
-    allocate_staging();
+    pinned(pinned_transforms_, shape_.count * transform_bytes);
+    transforms_.reserve(static_cast<size_t>(shape_.count));
+    started_.reserve(static_cast<size_t>(shape_.count));
     stream_ = make_stream(program_->device());
     done_ = make_event(program_->device());
     if (memory_.zeroed_bytes > 0)
@@ -128,18 +139,14 @@ CudaContext::~CudaContext() {
     }
 }
 
-void CudaContext::allocate_staging() {
-    Ranges host;
-    const size_t image = host.take(image_bytes(plan(), shape_, PixelType::float32));
-    const size_t result = host.take(probability_bytes(plan(), shape_));
-    const size_t transforms = host.take(shape_.count * transform_bytes);
-    pinned_ = allocate_pinned(program_->device(), host.bytes());
-    auto *const pinned = static_cast<std::byte *>(pinned_.get());
-    pinned_image_ = pinned + image;
-    pinned_result_ = pinned + result;
-    pinned_transforms_ = pinned + transforms;
-    transforms_.reserve(static_cast<size_t>(shape_.count));
-    started_.reserve(static_cast<size_t>(shape_.count));
+std::byte *CudaContext::pinned(PinnedMemory &memory, int64_t bytes) {
+    if (memory.get() == nullptr) {
+        const auto size = static_cast<size_t>(bytes);
+        require_memory(shape_, static_cast<double>(size));
+        memory = allocate_pinned(program_->device(), size);
+        pinned_bytes_ += size;
+    }
+    return static_cast<std::byte *>(memory.get());
 }
 
 PassGraph &CudaContext::graph(int count, const ImageArguments &image, const ResultArguments &result) {
@@ -250,6 +257,7 @@ void CudaContext::launch(const ImageView *images, const PixelTransform *transfor
     // would not do: a stream may have been destroyed since, and its handle given to another.)
     if (pending_)
         api().stream_wait_event(stream, done_.get(), 0);
+    std::byte *const staged = outputs[0].on_device ? nullptr : pinned_result();
     const ImageArguments image = stage_images(images, count, stream);
     upload_transforms(transforms, count, stream);
     ResultArguments result = result_arguments(outputs, count);
@@ -259,7 +267,7 @@ void CudaContext::launch(const ImageView *images, const PixelTransform *transfor
     pass_graph.launch(stream);
     if (!outputs[0].on_device) {
         const size_t bytes = tight_result_bytes(result.type);
-        api().copy_to_host(pinned_result_ + static_cast<size_t>(first) * bytes, memory_.result,
+        api().copy_to_host(staged + static_cast<size_t>(first) * bytes, memory_.result,
                            static_cast<size_t>(count) * bytes, stream);
     }
 }
@@ -284,9 +292,10 @@ ImageArguments CudaContext::stage_images(const ImageView *images, int count, CUs
     wait_for_staging();
     const PassShape one{1, shape_.height, shape_.width};
     const int64_t bytes = image_bytes(plan(), one, image.type);
+    std::byte *const staged = pinned_image();
     for (int i = 0; i < count; ++i)
-        copy_tight(images[i], one, plan().channels, pinned_image_ + i * bytes);
-    api().copy_to_device(memory_.image, pinned_image_, static_cast<size_t>(count * bytes), stream);
+        copy_tight(images[i], one, plan().channels, staged + i * bytes);
+    api().copy_to_device(memory_.image, staged, static_cast<size_t>(count * bytes), stream);
     image.data = memory_.image;
     image.strides = {bytes / item, int64_t{shape_.width} * plan().channels, plan().channels, 1};
     return image;
@@ -299,8 +308,8 @@ void CudaContext::upload_transforms(const PixelTransform *transforms, int count,
         return;
     wait_for_staging();
     transforms_.clear(); // until the new ones are on their way
-    std::memcpy(pinned_transforms_, transforms, bytes);
-    api().copy_to_device(memory_.transforms, pinned_transforms_, bytes, stream);
+    std::memcpy(pinned_transforms_.get(), transforms, bytes);
+    api().copy_to_device(memory_.transforms, pinned_transforms_.get(), bytes, stream);
     transforms_.assign(transforms, transforms + count);
 }
 
@@ -336,7 +345,8 @@ void CudaContext::hand_out(const OutputView *outputs, int count) const {
     const int64_t height = result_size()[0];
     const size_t bytes = tight_result_bytes(outputs[0].type), row_bytes = bytes / static_cast<size_t>(height);
     for (int i = 0; i < count; ++i) {
-        const std::byte *const from = pinned_result_ + static_cast<size_t>(i) * bytes;
+        const std::byte *const from =
+            static_cast<const std::byte *>(pinned_result_.get()) + static_cast<size_t>(i) * bytes;
         if (outputs[i].data == from)
             continue;
         for (int64_t y = 0; y < height; ++y)

@@ -86,6 +86,7 @@ PassMemory allocate_pass_memory(const Program &program, const PassShape &shape) 
 
     PassMemory places;
     places.memory = allocate_device(program.device(), layout.bytes());
+    places.bytes = layout.bytes();
     const CUdeviceptr base = places.memory.get();
     for (const size_t offset : slot_offsets)
         places.slots.push_back(base + offset);

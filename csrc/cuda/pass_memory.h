@@ -12,6 +12,7 @@ namespace uf::cuda {
 // Addresses in one allocation, each a multiple of 256 bytes.
 struct PassMemory {
     DeviceMemory memory;
+    size_t bytes = 0;
     std::vector<CUdeviceptr> slots;
     CUdeviceptr zeroed = 0, scratch = 0; // for the most that a loaded candidate asks for
     size_t zeroed_bytes = 0;

@@ -1,6 +1,7 @@
 // A libcuda.so.1 without a GPU, for the tests of csrc/cuda: the entry points that the library uses, see state.h.
 #include <algorithm>
 #include <cstring>
+#include <thread>
 
 #include "state.h"
 
@@ -173,6 +174,15 @@ CUresult read_launch(State &s, const CUDA_KERNEL_NODE_PARAMS &given, Launch &lau
     }
     check_launch(launch, *function, current_device());
     return 0;
+}
+
+// The description for as long as the process lives: the JSON library allocates to destroy, which a test may let fail.
+std::shared_ptr<const json> kept(const json &description) {
+    static std::map<std::string, std::shared_ptr<const json>> all;
+    std::shared_ptr<const json> &place = all[description.dump()];
+    if (place == nullptr)
+        place = std::make_shared<const json>(description);
+    return place;
 }
 
 } // namespace
@@ -396,7 +406,7 @@ EXPORT CUresult cuModuleLoadDataEx(CUmodule *module, const void *image, unsigned
         std::vector<CUfunction> functions;
         for (const json &description : code["kernels"]) {
             KernelFunction function;
-            function.description = std::make_shared<const json>(description);
+            function.description = kept(description);
             function.device = current_device();
             functions.push_back(keep<CUfunction>(s.functions, std::move(function)));
         }
@@ -691,6 +701,17 @@ EXPORT CUresult cuEventDestroy_v2(CUevent event) {
     return call("cuEventDestroy", Needs::context, true, [&](State &s) { return destroy(s, s.events, event, "event"); });
 }
 
+// Not called by the library: by callers, on their streams.
+EXPORT CUresult cuLaunchHostFunc(CUstream stream, void (*function)(void *), void *argument) {
+    return call("cuLaunchHostFunc", Needs::context, false, [&](State &s) {
+        fake::Stream *const queue = stream_of(s, stream);
+        if (queue == nullptr)
+            return invalid_handle;
+        queue->queue.push_back([function, argument] { std::thread(function, argument).join(); });
+        return 0;
+    });
+}
+
 EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
     return call("cuEventRecord", Needs::context, false, [&](State &s) {
         fake::Event *const found = find(s, s.events, event, "event");
@@ -699,6 +720,7 @@ EXPORT CUresult cuEventRecord(CUevent event, CUstream stream) {
             return invalid_handle;
         found->stream = stream;
         found->reached = false;
+        found->idle = queue->queue.empty();
         queue->queue.push_back([&s, event] {
             const auto live = s.events.find(event);
             if (live == s.events.end())
@@ -719,6 +741,8 @@ EXPORT CUresult cuEventElapsedTime(float *milliseconds, CUevent begin, CUevent e
             return invalid_handle;
         if (!first->reached || !last->reached)
             return not_ready;
+        if (first->idle)
+            s.violate("time that begins on an idle stream, so that it holds the host's submission");
         *milliseconds = static_cast<float>((last->microseconds - first->microseconds) * 1e-3);
         return 0;
     });

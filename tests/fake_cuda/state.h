@@ -61,6 +61,7 @@ struct Event {
     bool timed = false;
     CUstream stream = nullptr; // of the last record
     bool reached = false;      // since then
+    bool idle = false;         // the stream had nothing to do at the last record
     double microseconds = 0;   // on the clock at that time
 };
 

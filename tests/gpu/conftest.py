@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import networks
-from tests.gpu.run import Gpu, find_gpu
+from tests.gpu.run import ROOT, Gpu, find_gpu
 from unet_fast import engine_file, freeze
 from unet_fast.graph import Graph, from_spec
 from unet_fast.spec import UNetSpec
@@ -31,11 +33,50 @@ def gpu() -> Gpu:
     return found
 
 
+def _seconds_left() -> float:
+    """Of `tests/gpu/run.py --minutes`."""
+    return float(os.environ.get("UNET_FAST_GPU_TESTS_UNTIL", "inf")) - time.time()
+
+
 @pytest.fixture(autouse=True)
 def _in_time(gpu: Gpu) -> None:
-    """`tests/gpu/run.py --minutes`."""
-    if time.time() > float(os.environ.get("UNET_FAST_GPU_TESTS_UNTIL", "inf")):
+    if _seconds_left() < 0:
         pytest.skip("did not begin in the time given")
+
+
+def patience() -> float:
+    """Seconds that a process may take which a test starts."""
+    return max(30.0, min(120.0, _seconds_left()))
+
+
+def run_in_time(command: list[str]) -> tuple[int, str]:
+    """Status and output of a process.  One that takes too long is stopped, with what it has started, and its test
+    counts as skipped."""
+    seconds = patience()
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.skip(f"did not end in the {seconds:.0f} s that were left for it")
+    return process.returncode, output
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Time may run out: first what only a GPU can show, then the numbers, for which much is compiled, last NVIDIA's
+    checkers, which may take minutes each."""
+    folder = Path(__file__).parent
+    places = [place for place, item in enumerate(items) if item.path.parent == folder]
+
+    def turn(item: pytest.Item) -> int:
+        if item.name.startswith("test_compute_sanitizer"):
+            return 2
+        return 0 if item.path.name == "test_gpu_runs.py" else 1
+
+    for place, item in zip(places, sorted((items[place] for place in places), key=turn), strict=True):
+        items[place] = item
 
 
 @pytest.hookimpl(wrapper=True)
@@ -83,14 +124,15 @@ def gpu_file(tmp_path_factory: pytest.TempPathFactory, gpu: Gpu) -> Files:
 
 def only(source: Path, folder: Path, target: str, choice: int = 0) -> tuple[Path, bool]:
     """A copy of an engine file with one candidate per step, the one of rank `choice` on `target` or the last there is;
-    whether any step had so many.  "compute_80" leaves the PTX alone."""
+    whether any step had so many.  Steps without code for `target` keep their PTX; "compute_80" leaves nothing else."""
     file = engine_file.read(source)
-    steps: dict[tuple[Any, ...], list[tuple[int, dict[str, Any]]]] = {}
+    found: dict[str, dict[tuple[Any, ...], list[tuple[int, dict[str, Any]]]]] = {target: {}, "compute_80": {}}
     for entry in file.document["kernels"]:
         key = (entry["op"], entry["step"], tuple(entry["select"].items()))
         for code in entry["code"]:
-            if code["target"] == target:
-                steps.setdefault(key, []).append((code["rank"], {**entry, "code": [code]}))
+            if code["target"] in found:
+                found[code["target"]].setdefault(key, []).append((code["rank"], {**entry, "code": [code]}))
+    steps = {**found["compute_80"], **found[target]}
     ordered = [sorted(candidates, key=lambda pair: pair[0]) for candidates in steps.values()]
     kernels = [candidates[min(choice, len(candidates) - 1)][1] for candidates in ordered]
     used = {code["tensor"] for entry in kernels for code in entry["code"]}

@@ -5,8 +5,8 @@
 Runs in the project's virtual environment, and as well on a machine without network and virtual environment, with the
 Python at hand if that has the packages below.  The native library is built in place, in build/cmake-<python>.
 
---minutes N        tests that have not begun by then are skipped, so that one rented for so long still says how the
-                   others went
+--minutes N        all is over by then, so that a machine rented for so long still says how the tests went: those that
+                   have not begun half a minute before are skipped, and processes that some start are stopped
 --carried FOLDER   what `python -m bench.gpu --pack` made: has the headers that the build needs
 
 Exit status: that of pytest; 0 without an NVIDIA GPU; 2 where something that the tests need is missing.
@@ -37,6 +37,9 @@ PACKAGES = {
 LEAST_SETUPTOOLS = 77
 TOOLS = ("cmake",)
 JSON_HEADER = "nlohmann/json.hpp"
+
+#: Of --minutes, kept for the tests that have begun.
+RESERVE_S = 40.0
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
@@ -131,7 +134,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--carried", type=Path)
     options, for_pytest = parser.parse_known_args(arguments)
     if options.minutes is not None:  # the build counts
-        os.environ["UNET_FAST_GPU_TESTS_UNTIL"] = str(time.time() + 60 * options.minutes)
+        os.environ["UNET_FAST_GPU_TESTS_UNTIL"] = str(time.time() + 60 * options.minutes - RESERVE_S)
     gpu = find_gpu()
     if isinstance(gpu, str):
         print(f"SKIPPED: the GPU tests did not run, {gpu}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,8 @@ import pytest
 
 from tests import capi
 from tests.capi import Api, StatusError, image_of, output_in
-from tests.gpu.conftest import Files, only
-from tests.gpu.run import ROOT, Gpu
+from tests.gpu.conftest import Files, only, run_in_time
+from tests.gpu.run import Gpu
 from tests.pixels import random_image
 from unet_fast import Engine
 from unet_fast.cuda_arrays import CudaArray
@@ -304,9 +303,8 @@ def test_compute_sanitizer(gpu_file: Files, gpu: Gpu, tmp_path: Path, tool: str,
         pytest.skip("compute-sanitizer is not installed")
     path, _ = only(gpu_file(name, None), tmp_path, gpu.target, 1)
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", PROGRAM, str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    output = result.stdout + result.stderr
+    status, output = run_in_time(command)
     if "Device not supported" in output:
         pytest.skip("compute-sanitizer does not support this device or its virtual machine")
-    assert result.returncode == 0, output[-3000:]
+    assert status == 0, output[-3000:]
     assert "ERROR SUMMARY: 0 errors" in output or "RACECHECK SUMMARY: 0 hazards" in output, output[-3000:]

@@ -15,7 +15,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,13 +100,15 @@ def compile_plan(
     progress   whether to show a progress bar on a terminal
 
     Returns the entries of `kernels` and the U8 tensors that they name.  `ValueError` for a target or precision that
-    does not exist, `RuntimeError` where the compiler fails, naming op and target.
+    does not exist, `RuntimeError` where the compiler fails, naming op and target.  A `RuntimeWarning` says where this
+    triton's code is not to be trusted, and what was left out for that.
     """
     if precision not in STORAGE:
         raise ValueError(f"precision must be one of {', '.join(STORAGE)}, got {precision!r}")
     parsed = [Target.parse(name) for name in dict.fromkeys([*targets, FALLBACK_TARGET])]
     planned = list(_planned(document, shapes, parsed, precision))
     codes = _compile_all({piece.job for piece in planned}, jobs, _cache_directory(cache_dir), progress)
+    _warn(planned, codes)
     entries: dict[tuple[Any, ...], dict[str, Any]] = {}
     tensors: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}
     for piece, rank in _ranked(planned, codes):
@@ -180,15 +183,46 @@ def _planned(
 
 def _ranked(planned: Sequence[_Piece], codes: Mapping[Job, Code]) -> Iterator[tuple[_Piece, int]]:
     """The candidates of each step with their rank, 0 for the best guess, without those whose registers spill to memory,
-    unless all do."""
+    unless all do, and without those whose registers may be overwritten: where all may, PTX of 8.0 runs, which has none
+    of the instructions concerned."""
     steps: dict[tuple[Any, ...], list[_Piece]] = {}
     for piece in planned:
         key = (piece.site.index, piece.step, tuple(piece.site.select.items()), piece.target)
         steps.setdefault(key, []).append(piece)
     for candidates in steps.values():
-        unspilt = [piece for piece in candidates if codes[piece.job].spills == 0]
-        for rank, piece in enumerate(unspilt or candidates):
+        sound = [piece for piece in candidates if not codes[piece.job].overwrites]
+        unspilt = [piece for piece in sound if codes[piece.job].spills == 0]
+        for rank, piece in enumerate(unspilt or sound):
             yield piece, rank
+
+
+def _warn(planned: Sequence[_Piece], codes: Mapping[Job, Code]) -> None:
+    """Says what is wrong with this triton's code, each thing once."""
+    advice = "freeze with triton 3.9 or later"
+    overwritten = [piece for piece in planned if codes[piece.job].overwrites]
+    if overwritten:
+        assembler = codes[overwritten[0].job].ptxas
+        warnings.warn(
+            f"kernels of {_listed(piece.site.op['name'] for piece in overwritten)} for "
+            f"{_listed(piece.target.name for piece in overwritten)} are left out, as ptxas {assembler} of triton "
+            f"{triton.__version__} may overwrite registers that their matrix instructions still read; slower code for "
+            f"any GPU runs instead: {advice}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    unfenced = [piece for piece in planned if codes[piece.job].unfenced]
+    if unfenced:
+        warnings.warn(
+            f"triton {triton.__version__} leaves out a fence between copies to shared memory and the matrix "
+            f"instructions that read them (for {_listed(piece.target.name for piece in unfenced)}), so results may "
+            f"differ from run to run: {advice}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def _job(site: Site, launch: Launch, target: Target) -> Job:

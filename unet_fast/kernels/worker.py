@@ -58,6 +58,8 @@ class Code:
     spills     bytes of stack and local memory per thread
     matrix     matrix instructions in the PTX: "wgmma", "tcgen05", "mma" or ""
     ptxas      version of the assembler
+    unfenced   matrix units may read copies in shared memory that they cannot see yet
+    overwrites   the assembler may overwrite registers that matrix units still read
     """
 
     code: bytes
@@ -69,6 +71,8 @@ class Code:
     spills: int
     matrix: str
     ptxas: str
+    unfenced: bool = False
+    overwrites: bool = False
 
 
 def compile_job(job: Job) -> Code:
@@ -94,6 +98,7 @@ def compile_job(job: Job) -> Code:
         raise RuntimeError("the compiler asks for global scratch memory, which the executor does not give")
     ptx: str = compiled.asm["ptx"]
     registers, spills = _resources(compiled.asm["cubin"])
+    ptxas = _assembler_version(job.capability)
     return Code(
         code=compiled.asm["cubin"],
         ptx=_portable(ptx).encode() if job.capability in PTX_VERSIONS else b"",
@@ -103,12 +108,39 @@ def compile_job(job: Job) -> Code:
         registers=registers,
         spills=spills,
         matrix=next((name for name in ("wgmma", "tcgen05.mma", "mma.sync") if name in ptx), ""),
-        ptxas=_assembler_version(job.capability),
+        ptxas=ptxas,
+        unfenced=unfenced(ptx),
+        overwrites=registers_in_flight(ptx) and tuple(map(int, ptxas.split("."))) < KEEPS_REGISTERS,
     )
 
 
 #: Capabilities whose PTX later GPUs can use, and its version: the first that knows the capability, 8.0 at least.
 PTX_VERSIONS = {80: 80, 86: 80, 87: 80, 89: 80, 120: 87, 121: 88}
+
+
+#: The first assembler that leaves alone the registers that a wgmma still reads.
+KEEPS_REGISTERS = (13, 3)
+
+
+_UNFENCED = re.compile(r"(?s)cp\.async\.wait_(?:(?!fence\.proxy\.async).)*?(?:wgmma\.mma_async|tcgen05\.mma)")
+_REGISTER_INPUT = re.compile(r"wgmma\.mma_async[^{;]*\{[^}]*\},\s*\{")
+_WAIT = re.compile(r"wgmma\.wait_group\S*\s+(\d+);")
+
+
+def unfenced(ptx: str) -> bool:
+    """Whether matrix units of 9.0 and 10.0 read what asynchronous copies brought to shared memory, without the fence
+    that lets them see it."""
+    return _UNFENCED.search(ptx) is not None
+
+
+def registers_in_flight(ptx: str) -> bool:
+    """Whether other instructions run while a wgmma reads its left matrix from registers: whether the next wait leaves
+    some wgmma unfinished."""
+    for product in _REGISTER_INPUT.finditer(ptx):
+        wait = _WAIT.search(ptx, product.end())
+        if wait is None or wait[1] != "0":
+            return True
+    return False
 
 
 def _portable(ptx: str) -> str:
