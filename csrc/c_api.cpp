@@ -11,6 +11,7 @@
 #include "engine.h"
 #include "engine_file.h"
 #include "error.h"
+#include "float_mode.h"
 #include "message.h"
 #include "session.h"
 
@@ -35,11 +36,12 @@ void remember(const char *text) noexcept {
         while (length > 0 && (static_cast<unsigned char>(text[length]) & 0xC0U) == 0x80U)
             --length; // not inside a UTF-8 character
     }
-    std::memcpy(last_error, text, length);
+    std::transform(text, text + length, last_error, uf::printable); // a path may hold a newline
     last_error[length] = '\0';
 }
 
 template <class Body> uf_status guarded(const Body &body) noexcept {
+    const uf::DefaultFloatMode mode;
     try {
         body();
         return UF_OK;
@@ -212,8 +214,8 @@ uf_status uf_engine_open(const char *path, const uf_options *options, uf_engine 
         require(engine, "engine");
         *engine = nullptr;
         require(path, "path");
-        auto file = std::make_shared<uf::FileBytes>(uf::read_file(path));
         try {
+            auto file = std::make_shared<uf::FileBytes>(uf::read_file(path));
             *engine =
                 open_engine(options, [&](bool with_gpu_code) { return uf::consume_engine_file(file, with_gpu_code); });
         } catch (const uf::Error &error) {

@@ -1,35 +1,14 @@
 #include "context_pool.h"
 
 #include <pthread.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <iterator>
 #include <new>
 
-#include "error.h"
-#include "message.h"
-
 namespace uf {
 
 namespace {
-
-// Upper estimate of the arena of a context: every slot as large as its largest buffer in float32.
-double arena_bytes(const Plan &plan, const PassShape &shape) {
-    std::vector<double> slots(static_cast<size_t>(plan.slots), 0.0);
-    for (const Buffer &buffer : plan.buffers) {
-        if (buffer.slot < 0)
-            continue;
-        const double rows = static_cast<double>(buffer.height.at(shape.height) + 2 * buffer.halo);
-        const double columns = static_cast<double>(buffer.width.at(shape.width) + 2 * buffer.halo);
-        double &slot = slots[static_cast<size_t>(buffer.slot)];
-        slot = std::max(slot, rows * columns * buffer.channels * shape.count * static_cast<double>(sizeof(float)));
-    }
-    double total = 0.0;
-    for (const double slot : slots)
-        total += slot;
-    return total;
-}
 
 bool equal(const PassShape &a, const PassShape &b) {
     return a.count == b.count && a.height == b.height && a.width == b.width;
@@ -61,21 +40,12 @@ float *Workspace::scratch(size_t count) {
 }
 
 double Workspace::bytes() const {
-    return context_bytes +
+    return context->bytes() +
            static_cast<double>(pixels.capacity() + results.capacity() + values.capacity() * sizeof(float));
 }
 
-std::unique_ptr<Workspace> make_workspace(const Executor &executor, const Plan &plan, const PassShape &shape) {
+std::unique_ptr<Workspace> make_workspace(const Executor &executor, const PassShape &shape) {
     auto workspace = std::make_unique<Workspace>();
-    workspace->context_bytes = arena_bytes(plan, shape);
-    // Linux grants more memory than there is and kills the process when it is used, so the limit is drawn here.
-    const double machine_bytes =
-        static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
-    if (workspace->context_bytes > machine_bytes)
-        throw Error(UF_ERR_OUT_OF_MEMORY,
-                    message("one pass over ", shape.count, " image(s) of ", shape.height, " x ", shape.width,
-                            " pixels needs ", workspace->context_bytes / 1e9, " GB, this machine has ",
-                            machine_bytes / 1e9, " GB; use tiling fast or exact, or a smaller tile"));
     const auto count = static_cast<size_t>(shape.count);
     workspace->context = executor.make_context(shape);
     workspace->images.resize(count);
@@ -84,7 +54,7 @@ std::unique_ptr<Workspace> make_workspace(const Executor &executor, const Plan &
     return workspace;
 }
 
-ContextPool::ContextPool(const Executor &executor, const Plan &plan) : executor_(executor), plan_(plan) {}
+ContextPool::ContextPool(const Executor &executor) : executor_(executor) {}
 
 std::unique_ptr<Workspace> ContextPool::take(const PassShape &shape) {
     {
@@ -98,7 +68,7 @@ std::unique_ptr<Workspace> ContextPool::take(const PassShape &shape) {
             return found;
         }
     }
-    return make_workspace(executor_, plan_, shape);
+    return make_workspace(executor_, shape);
 }
 
 std::unique_ptr<Workspace> ContextPool::take_latest() {

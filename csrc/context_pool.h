@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "executor.h"
-#include "plan.h"
 
 namespace uf {
 
@@ -18,7 +17,6 @@ std::mutex &brief_mutex();
 // A context with the memory of the engine around it, which is kept for the next call.
 struct Workspace {
     std::unique_ptr<Context> context;
-    double context_bytes = 0; // roughly
     std::vector<std::byte> pixels, results;
     std::vector<float> values;
     // Memory of at least so many bytes for the results of a full batch; the context's own where that saves a copy.
@@ -32,15 +30,15 @@ struct Workspace {
 };
 
 // A context for one pass.  Throws UF_ERR_OUT_OF_MEMORY where the pass needs more than the machine has.
-std::unique_ptr<Workspace> make_workspace(const Executor &executor, const Plan &plan, const PassShape &shape);
+std::unique_ptr<Workspace> make_workspace(const Executor &executor, const PassShape &shape);
 
 class ContextPool {
   public:
     // What waits takes at most this much; the longest unused goes first, and a context above it is never kept.
     static constexpr double most_idle_bytes = 512.0 * 1024 * 1024;
 
-    // Both must outlive the pool.
-    ContextPool(const Executor &executor, const Plan &plan);
+    // Which must outlive the pool.
+    explicit ContextPool(const Executor &executor);
     ContextPool(const ContextPool &) = delete;
     ContextPool &operator=(const ContextPool &) = delete;
 
@@ -52,7 +50,6 @@ class ContextPool {
 
   private:
     const Executor &executor_;
-    const Plan &plan_;
     std::vector<std::unique_ptr<Workspace>> idle_; // the latest used last
 };
 

@@ -6,21 +6,23 @@
 
 namespace uf {
 
-Engine::Engine(std::shared_ptr<Plan> plan, const EngineOptions &options)
-    : plan_(std::move(plan)), options_(options),
+Engine::Engine(const std::shared_ptr<Plan> &plan, const EngineOptions &options)
+    : plan_(plan), options_(options),
       threads_(std::make_shared<ThreadPool>(checked_threads(options), checked_schedule(options))) {
-    Choice choice = choose_executor(plan_, threads_, options);
+    Choice choice = choose_executor(plan, threads_, options);
     backend_ = make_backend(std::move(choice.executor), choice.reason);
     if (options.keep_warm_ms == 0)
         return;
-    keep_warm_ = std::make_unique<KeepWarm>(checked_pause(options), [this](const KeepWarm::Calls &calls) {
-        const std::shared_ptr<const Backend> now = backend();
-        std::unique_ptr<Workspace> workspace = now->contexts->take_latest();
-        if (workspace == nullptr)
-            return;
-        workspace->context->warm(calls);
-        now->contexts->give_back(std::move(workspace));
-    });
+    const int workers = threads_->threads() - 1; // which come first in the schedule
+    keep_warm_ = std::make_unique<KeepWarm>(checked_pause(options), checked_schedule(options), workers,
+                                            [this](const KeepWarm::Calls &calls) {
+                                                const std::shared_ptr<const Backend> now = backend();
+                                                std::unique_ptr<Workspace> workspace = now->contexts->take_latest();
+                                                if (workspace == nullptr)
+                                                    return;
+                                                workspace->context->warm(calls);
+                                                now->contexts->give_back(std::move(workspace));
+                                            });
 }
 
 std::shared_ptr<const Engine::Backend> Engine::backend() const {
@@ -35,7 +37,7 @@ std::shared_ptr<const Engine::Backend> Engine::make_backend(std::unique_ptr<Exec
                              executor->tuning_file()});
     backend->executor = std::move(executor);
     backend->description = &descriptions_.back();
-    backend->contexts = std::make_unique<ContextPool>(*backend->executor, *plan_);
+    backend->contexts = std::make_unique<ContextPool>(*backend->executor);
     return backend;
 }
 
@@ -51,8 +53,7 @@ bool Engine::fall_back(const std::shared_ptr<const Backend> &lost, const Error &
     const std::lock_guard<std::mutex> lock(change_mutex_);
     if (backend() == lost) {
         const std::string precision = options_.precision == "fp16" ? "auto" : options_.precision;
-        replace(lost, make_backend(make_cpu_executor(plan_, threads_, precision, options_.cpu_isa, plan_.get()),
-                                   error.what()));
+        replace(lost, make_backend(make_cpu_executor(plan_, threads_, precision, options_.cpu_isa), error.what()));
     }
     return true;
 }

@@ -22,8 +22,9 @@ namespace uf {
 // on device "auto" is lost, and to other kernels when it is tuned; any thread may call.
 class Engine {
   public:
-    // Throws UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED for options that cannot be met.
-    Engine(std::shared_ptr<Plan> plan, const EngineOptions &options);
+    // Throws UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED for options that cannot be met.  A CPU executor that is
+    // chosen here takes over the weights of `plan`.
+    Engine(const std::shared_ptr<Plan> &plan, const EngineOptions &options);
 
     // An executor with what info() says about it.
     struct Description {
@@ -61,7 +62,7 @@ class Engine {
 
     TiledRun run_on(const Backend &backend) const;
 
-    const std::shared_ptr<Plan> plan_; // whose weights a CPU executor takes over
+    const std::shared_ptr<const Plan> plan_; // with weights where the engine was opened on a GPU, which may be lost
     const EngineOptions options_;
     const std::shared_ptr<ThreadPool> threads_;
     std::shared_ptr<const Backend> backend_; // under brief_mutex()

@@ -30,6 +30,7 @@ constexpr int64_t newest_format_version = 1;
 
 // Far above what any network needs, low enough that a hostile file cannot make the reader work or allocate for long.
 constexpr uint64_t most_header_bytes = uint64_t{16} << 20;
+constexpr size_t start_bytes = 9; // by which a file of another kind is known
 constexpr size_t most_tensors = 65536, most_ops = 4096, most_buffers = 4096, most_rank = 8;
 constexpr int most_channels = 65536, largest_side = 65536, largest_halo = 16;
 
@@ -91,6 +92,27 @@ size_t first_not_finite(const float *values, size_t size) {
     while (begin < size && std::isfinite(values[begin]))
         ++begin;
     return begin;
+}
+
+// Bytes of the JSON behind the first 8, of a file of `size` bytes whose first 9, or all, are at `data`.
+uint64_t header_length(const std::byte *data, size_t size) {
+    const std::string_view start(reinterpret_cast<const char *>(data), std::min(size, start_bytes));
+    if (size == 0)
+        foreign("it is empty");
+    if (start.substr(0, 2) == "PK")
+        foreign("a zip archive, such as a PyTorch checkpoint");
+    if (start.substr(0, 4) == "\x89HDF")
+        foreign("an HDF5 file, such as a Keras model");
+    if (size < start_bytes || start[8] != '{')
+        foreign("it does not begin like one");
+    uint64_t length = 0;
+    for (size_t i = 0; i < 8; ++i)
+        length |= static_cast<uint64_t>(data[i]) << (8 * i);
+    if (length > most_header_bytes)
+        bad("its header has ", length, " bytes, at most ", most_header_bytes, " are allowed");
+    if (length > size - 8)
+        bad("it was cut off within its header: ", size, " bytes, expected at least ", length + 8);
+    return length;
 }
 
 class Container {
@@ -189,26 +211,6 @@ class Container {
         std::vector<float> copy(size);
         std::memcpy(copy.data(), from, size * sizeof(float));
         return copy;
-    }
-
-    static uint64_t header_length(const std::byte *data, size_t size) {
-        const std::string_view start(reinterpret_cast<const char *>(data), std::min<size_t>(size, 9));
-        if (size == 0)
-            foreign("it is empty");
-        if (start.substr(0, 2) == "PK")
-            foreign("a zip archive, such as a PyTorch checkpoint");
-        if (start.substr(0, 4) == "\x89HDF")
-            foreign("an HDF5 file, such as a Keras model");
-        if (size < 9 || start[8] != '{')
-            foreign("it does not begin like one");
-        uint64_t length = 0;
-        for (size_t i = 0; i < 8; ++i)
-            length |= static_cast<uint64_t>(data[i]) << (8 * i);
-        if (length > most_header_bytes)
-            bad("its header has ", length, " bytes, at most ", most_header_bytes, " are allowed");
-        if (length > size - 8)
-            bad("it was cut off within its header: ", size, " bytes, expected at least ", length + 8);
-        return length;
     }
 
     static uint64_t item_bytes(const Value &dtype) {
@@ -520,17 +522,26 @@ FileBytes read_file(const std::string &path) {
                                        S_ISDIR(status.st_mode) ? "a directory" : "not a regular file"));
     FileBytes bytes;
     bytes.size = static_cast<size_t>(status.st_size);
+    size_t position = 0;
+    const auto read_to = [&](std::byte *target, size_t end) {
+        while (position < end) {
+            const ssize_t count = read(file.number, target + position, end - position);
+            if (count < 0 && errno == EINTR)
+                continue;
+            if (count < 0)
+                failed("read");
+            if (count == 0)
+                throw Error(UF_ERR_IO, message("cannot read ", path, ": it became shorter while it was read"));
+            position += static_cast<size_t>(count);
+        }
+    };
+    // A large file of another kind is refused before there is memory for it.
+    std::byte start[start_bytes];
+    read_to(start, std::min(bytes.size, start_bytes));
+    header_length(start, bytes.size);
     bytes.memory = AlignedMemory(bytes.size);
-    for (size_t position = 0; position < bytes.size;) {
-        const ssize_t count = read(file.number, bytes.memory.data() + position, bytes.size - position);
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count < 0)
-            failed("read");
-        if (count == 0)
-            throw Error(UF_ERR_IO, message("cannot read ", path, ": it became shorter while it was read"));
-        position += static_cast<size_t>(count);
-    }
+    std::memcpy(bytes.memory.data(), start, position);
+    read_to(bytes.memory.data(), bytes.size);
     return bytes;
 }
 

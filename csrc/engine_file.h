@@ -16,7 +16,7 @@ struct FileBytes {
     const std::byte *data() const { return memory.data(); }
 };
 
-// The contents of a regular file.  Throws UF_ERR_IO.
+// The contents of a regular file that begins like an engine file.  Throws UF_ERR_IO, UF_ERR_BAD_FILE.
 FileBytes read_file(const std::string &path);
 
 // The checked plan of an engine file: whatever the bytes are, it either is safe to run or this throws UF_ERR_BAD_FILE

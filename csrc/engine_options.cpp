@@ -4,12 +4,13 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <fstream>
 #include <set>
 #include <vector>
 
 #include "cpu/cpu_executor.h"
+#include "cpu/cpu_features.h"
+#include "cpu_quota.h"
 #include "cuda/cuda_executor.h"
 #include "error.h"
 #include "message.h"
@@ -40,13 +41,8 @@ int physical_cores() {
             cores.insert(siblings.empty() ? message("processor ", processor) : siblings);
         }
     CPU_FREE(allowed);
-    int count = std::clamp<int>(static_cast<int>(cores.size()), 1, most_threads);
-    // A container may be granted less time than it sees processors: "max 100000" or "150000 100000".
-    std::ifstream limits("/sys/fs/cgroup/cpu.max");
-    double quota = 0, period = 0;
-    if (limits >> quota >> period && period > 0)
-        count = std::clamp<int>(static_cast<int>(std::ceil(quota / period)), 1, count);
-    return count;
+    const int count = std::clamp<int>(static_cast<int>(cores.size()), 1, most_threads);
+    return std::min(count, processors_of_quota("/sys/fs/cgroup"));
 }
 
 // "2,4-7" as the numbers that it names.
@@ -122,6 +118,7 @@ Choice choose_executor(const std::shared_ptr<Plan> &plan, const std::shared_ptr<
     if (precisions.count(options.precision) == 0)
         throw Error(UF_ERR_INVALID_ARGUMENT, message("options.precision is ", in_quotes(options.precision),
                                                      ", accepted are auto, float32, bf16, fp16 and int8"));
+    choose_kernels(options.cpu_isa); // refuses a wrong name on every device, as a lost GPU leaves the CPU
     const bool int8 = plan->precision == "int8";
     if (int8 ? options.precision != "auto" && options.precision != "int8" : options.precision == "int8")
         throw Error(UF_ERR_UNSUPPORTED,

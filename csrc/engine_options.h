@@ -15,7 +15,7 @@ namespace uf {
 struct EngineOptions {
     std::string device = "auto", precision = "auto", cpu_isa = "auto";
     int threads = 0;             // 0: one per physical core that this process may use
-    std::string thread_affinity; // "2,4-7"; empty: wherever the process may run
+    std::string thread_affinity; // "2,4-7"; empty: where the opening thread may run
     int64_t thread_priority = 0; // 1..99: SCHED_FIFO
     int64_t keep_warm_ms = 0;    // 0: not kept warm
     bool refuse_embedded_code = false;

@@ -46,6 +46,10 @@ struct PassShape {
     int count = 1, height = 0, width = 0;
 };
 
+// Throws UF_ERR_OUT_OF_MEMORY where a pass needs so much on the host and the machine has less: Linux grants it all the
+// same, and kills the process when it is used.
+void require_memory(const PassShape &shape, double bytes);
+
 // One pass at a time.  Owns its arena; `run` allocates nothing.
 class Context {
   public:
@@ -65,6 +69,8 @@ class Context {
     // other.  Null: any memory is as good.
     virtual std::byte *result_staging() { return nullptr; }
     virtual PassShape shape() const = 0;
+    // Memory that it holds, on the host and on its device.
+    virtual double bytes() const = 0;
     // A pass over black images whose results nobody sees, which brings weights, memory and processors back from a
     // pause; ends within an op once `calls` is not 0.  Nothing on a GPU.
     virtual void warm(const std::atomic<int> &calls) { static_cast<void>(calls); }
@@ -126,8 +132,9 @@ class Executor {
     virtual std::string tuning() const { return ""; }
     virtual std::string tuning_file() const { return ""; }
     virtual std::string device() const = 0;    // "cpu", "cpu-reference", "cuda:0"
-    virtual std::string precision() const = 0; // "float32", "bf16", "fp16"
-    virtual std::string isa() const = 0;       // "portable", "avx2", "avx512", "avx512_bf16", "neon"; "" on a GPU
+    virtual std::string precision() const = 0; // "float32", "bf16", "fp16", "int8"
+    // "portable", "avx2", "avx512", "avx512_bf16", "neon", in int8 also "avx512_vnni", "neon_i8mm"; "" on a GPU.
+    virtual std::string isa() const = 0;
 };
 
 } // namespace uf

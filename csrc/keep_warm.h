@@ -7,15 +7,19 @@
 #include <functional>
 #include <memory>
 
+#include "own_threads.h"
+
 namespace uf {
 
 class KeepWarm {
   public:
     using Calls = std::atomic<int>;
 
-    // After each pause of that length a thread calls `pass(calls)`, which must return soon once `calls` is not 0.  The
-    // thread does not exist in a child made by fork; calls go on there, cold.
-    KeepWarm(std::chrono::milliseconds pause, std::function<void(const Calls &calls)> pass);
+    // After each pause of that length a thread calls `pass(calls)`, which must return soon once `calls` is not 0.  It
+    // is the thread of that number in the schedule; UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED is thrown if the
+    // system refuses that.  It does not exist in a child made by fork; calls go on there, cold.
+    KeepWarm(std::chrono::milliseconds pause, const ThreadSchedule &schedule, int number,
+             std::function<void(const Calls &calls)> pass);
     ~KeepWarm();
     KeepWarm(const KeepWarm &) = delete;
     KeepWarm &operator=(const KeepWarm &) = delete;

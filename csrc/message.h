@@ -17,6 +17,11 @@ template <class... Parts> std::string message(const Parts &...parts) {
     return stream.str();
 }
 
+// The character, '?' for one that would break the line or act on a terminal.
+inline char printable(char character) {
+    return static_cast<unsigned char>(character) < 0x20U || character == 0x7F ? '?' : character;
+}
+
 // A name out of a file or from a caller, in quotes, without control characters and not too long to read.
 inline std::string in_quotes(std::string_view name) {
     constexpr size_t longest = 80;
@@ -28,7 +33,7 @@ inline std::string in_quotes(std::string_view name) {
     }
     std::string result = "'";
     for (const char character : name.substr(0, length))
-        result += static_cast<unsigned char>(character) < 0x20U || character == 0x7F ? '?' : character;
+        result += printable(character);
     return result + (length < name.size() ? "...'" : "'");
 }
 

@@ -463,9 +463,12 @@ class Checker {
             for (size_t i = output; i < bias.values.size(); i += outputs)
                 largest = std::max(largest, static_cast<double>(std::abs(bias.values[i])));
             const double sum = most[output] + largest, factor = static_cast<double>(scale.values[output]);
-            const double step = op_->output_scale > 0.0F ? static_cast<double>(op_->output_scale) : 1.0;
-            constexpr double limit = 2147483647.0;
-            if (!(factor >= 0.0) || sum > limit || (op_->output_scale > 0.0F && sum * factor > limit * step))
+            const float step = op_->output_scale > 0.0F ? op_->output_scale : 1.0F;
+            // Of the sum, and of its product, which stays below 2^31 even if each of its numbers was rounded up.
+            constexpr double sum_limit = 2147483647.0, product_limit = 2147482624.0;
+            const bool product_fits =
+                sum * factor <= product_limit * static_cast<double>(step) && std::isfinite(scale.values[output] / step);
+            if (!(factor >= 0.0) || sum > sum_limit || (op_->output_scale > 0.0F && !product_fits))
                 bad("sums of output channel ", output, " do not fit int32");
         }
     }

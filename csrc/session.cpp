@@ -9,12 +9,12 @@ namespace uf {
 Session::Session(std::shared_ptr<Engine> engine, const PassShape &shape)
     : engine_(std::move(engine)), backend_(engine_->backend()) {
     try {
-        workspace_ = make_workspace(*backend_->executor, engine_->plan(), shape);
+        workspace_ = make_workspace(*backend_->executor, shape);
     } catch (const Error &error) {
         if (!engine_->fall_back(backend_, error))
             throw;
         backend_ = engine_->backend();
-        workspace_ = make_workspace(*backend_->executor, engine_->plan(), shape);
+        workspace_ = make_workspace(*backend_->executor, shape);
     }
 }
 
@@ -53,9 +53,9 @@ void Session::run(const uf_image &image, float threshold, const uf_output &outpu
         const bool on_host = !images.first.on_device && !outputs.first.on_device && stream == nullptr;
         if (!on_host || !engine_->fall_back(backend_, error))
             throw;
-        workspace_.reset();
-        backend_ = engine_->backend();
-        workspace_ = make_workspace(*backend_->executor, plan, shape);
+        std::shared_ptr<const Engine::Backend> next = engine_->backend();
+        workspace_ = make_workspace(*next->executor, shape);
+        backend_ = std::move(next);
         run_here(images, checked.threshold, outputs, stream);
     }
 }

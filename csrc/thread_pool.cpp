@@ -1,22 +1,16 @@
 #include "thread_pool.h"
 
 #include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <mutex>
-#include <new>
-#include <system_error>
 #include <thread>
 #include <vector>
 
-#include "error.h"
-#include "message.h"
+#include "float_mode.h"
 
 namespace uf {
 
@@ -45,17 +39,6 @@ template <class Ready> bool spin_until(const Ready &ready) {
         }
     } while (std::chrono::steady_clock::now() < deadline);
     return ready();
-}
-
-// Counts the forks that made this process: in the child the workers of the parent do not exist.
-std::atomic<unsigned> fork_generation{0};
-
-void watch_forks() {
-    static std::once_flag once;
-    std::call_once(once, [] {
-        if (pthread_atfork(nullptr, nullptr, [] { ++fork_generation; }) != 0)
-            throw std::bad_alloc();
-    });
 }
 
 // One loop; it lives on the stack of the thread that called `run`.
@@ -96,20 +79,18 @@ class Workers {
         if (started_)
             return;
         started_ = true;
-        // Signals such as Ctrl-C belong to the threads of the program.
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
+        const SignalsBlocked blocked;
         try {
             threads_.reserve(static_cast<size_t>(count));
             for (int worker = 1; worker <= count; ++worker) {
                 threads_.emplace_back([this, worker] { serve(worker); });
-                apply(schedule, worker);
+                const ScheduleErrors errors = apply(schedule, worker - 1, threads_.back().native_handle());
+                if (errors.affinity != 0 || errors.priority != 0)
+                    errors_ = errors;
             }
         } catch (const std::exception &) {
             // Out of threads or memory: those that there are do the work.
         }
-        pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
 
     void run(Loop &loop) {
@@ -138,33 +119,14 @@ class Workers {
         done_.wait(lock, done);
     }
 
-    // What the system said to the schedule, 0 where it was accepted.
-    int affinity_error() const { return affinity_error_; }
-    int priority_error() const { return priority_error_; }
+    const ScheduleErrors &errors() const { return errors_; }
 
     const unsigned generation;
 
   private:
-    void apply(const ThreadSchedule &schedule, int worker) {
-        const pthread_t thread = threads_.back().native_handle();
-        if (!schedule.processors.empty()) {
-            const auto place = static_cast<size_t>(worker - 1) % schedule.processors.size();
-            cpu_set_t processor;
-            CPU_ZERO(&processor);
-            CPU_SET(static_cast<size_t>(schedule.processors[place]), &processor);
-            if (const int error = pthread_setaffinity_np(thread, sizeof processor, &processor))
-                affinity_error_ = error;
-        }
-        if (schedule.priority != 0) {
-            sched_param parameters = {};
-            parameters.sched_priority = schedule.priority;
-            if (const int error = pthread_setschedparam(thread, SCHED_FIFO, &parameters))
-                priority_error_ = error;
-        }
-    }
-
     void serve(int worker) {
         pthread_setname_np(pthread_self(), "unet_fast");
+        const DefaultFloatMode mode;
         std::unique_lock<std::mutex> lock(mutex_);
         while (!stopping_) {
             if (Loop *loop = open_loop()) {
@@ -201,7 +163,7 @@ class Workers {
     std::atomic<uint64_t> changes_{0}; // new loops and the end
     int sleepers_ = 0;
     bool started_ = false, stopping_ = false;
-    int affinity_error_ = 0, priority_error_ = 0;
+    ScheduleErrors errors_;
     std::vector<std::thread> threads_;
 };
 
@@ -238,17 +200,8 @@ struct ThreadPool::State {
 ThreadPool::ThreadPool(int threads, const ThreadSchedule &schedule)
     : state_(std::make_unique<State>(std::max(threads, 1), schedule)) {
     watch_forks();
-    if (state_->threads == 1 || (schedule.processors.empty() && schedule.priority == 0))
-        return;
-    const Workers &workers = state_->current();
-    if (const int error = workers.affinity_error())
-        throw Error(
-            UF_ERR_INVALID_ARGUMENT,
-            message("options.thread_affinity names a processor that this process may not use: ", std::strerror(error)));
-    if (const int error = workers.priority_error())
-        throw Error(UF_ERR_UNSUPPORTED,
-                    message("options.thread_priority is ", schedule.priority, ": ", std::strerror(error),
-                            "; real-time threads need CAP_SYS_NICE or a limit (ulimit -r) of at least that"));
+    if (state_->threads > 1)
+        require_accepted(schedule, state_->current().errors());
 }
 
 ThreadPool::~ThreadPool() = default;

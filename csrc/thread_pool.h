@@ -3,22 +3,16 @@
 
 #include <cstdint>
 #include <memory>
-#include <vector>
+
+#include "own_threads.h"
 
 namespace uf {
 
-// Where and how the workers run.  The threads that call `run` are not touched.
-struct ThreadSchedule {
-    static constexpr int most_processors = 1024;
-    std::vector<int> processors; // one for each worker in turn, below most_processors; empty: wherever the process may
-    int priority = 0;            // 1..99: SCHED_FIFO of that priority; 0: as the thread that starts them
-};
-
 class ThreadPool {
   public:
-    // `threads` counts the calling thread too: 1 starts no workers.  Workers start at the first `run`, and again in
-    // the child after a fork.  With a schedule they start at once, and UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED is
-    // thrown if the system refuses it.
+    // `threads` counts the calling thread too: 1 starts no workers.  Workers start at once, and in the child after a
+    // fork at the first `run` there.  Throws UF_ERR_INVALID_ARGUMENT or UF_ERR_UNSUPPORTED if the system refuses the
+    // schedule.
     explicit ThreadPool(int threads, const ThreadSchedule &schedule = {});
     ~ThreadPool();
     ThreadPool(const ThreadPool &) = delete;

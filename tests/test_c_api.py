@@ -14,9 +14,13 @@ import pytest
 import unet_fast
 from tests.conftest import ROOT
 from tests.programs import compile_program, run, tool
+from unet_fast import freeze
+from unet_fast.graph import Graph, Normalisation
 
 SOURCES = ROOT / "tests" / "c"
 LIBRARY = Path(unet_fast.__file__).parent / "lib"
+THREAD_POOL = [SOURCES / "test_thread_pool.cpp", ROOT / "csrc" / "thread_pool.cpp", ROOT / "csrc" / "own_threads.cpp"]
+NO_LIMIT = 2**31 - 1
 
 pytestmark = [
     pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="needs a C and a C++ compiler"),
@@ -45,18 +49,43 @@ def test_threads_and_forks_from_cpp(engines: Path, tmp_path: Path) -> None:
 def test_contexts_allocate_nothing_and_nothing_leaks(engines: Path, tmp_path: Path) -> None:
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("counts allocations in a way that needs glibc")
-    run(build(tmp_path / "test_no_allocation", SOURCES / "test_no_allocation.c"), engines / "plain.unet")
+    program = build(tmp_path / "test_no_allocation", SOURCES / "test_no_allocation.c")
+    graph = Graph(1, Normalisation("fixed", (0.0,), (1.0,)), tile=32)
+    x = graph.normalise()
+    for name, channels in (("a", 1), ("b", 80), ("c", 80)):
+        x = graph.activation(f"{name}.relu", graph.conv(name, x, np.ones((80, 1, 1, channels)), np.zeros(80)), "relu")
+    graph.finish(graph.conv("result", x, np.ones((1, 1, 1, 80)), np.zeros(1)), "sigmoid")
+    run(program, engines / "plain.unet", freeze(graph, tmp_path / "wide.unet"))
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, NO_LIMIT),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, NO_LIMIT),
+        ({}, NO_LIMIT),
+    ],
+)
+def test_quota_of_a_container(files: dict[str, str], processors: int, tmp_path: Path) -> None:
+    """Of both versions of control groups."""
+    sources = [ROOT / "tests" / "cpp" / "test_quota.cpp", ROOT / "csrc" / "cpu_quota.cpp"]
+    program = build(tmp_path / "program", *sources, library=False)
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert int(run(program, tmp_path)) == processors
 
 
 def test_thread_pool(tmp_path: Path) -> None:
-    sources = [SOURCES / "test_thread_pool.cpp", ROOT / "csrc" / "thread_pool.cpp"]
-    run(build(tmp_path / "plain", *sources, library=False))
+    run(build(tmp_path / "plain", *THREAD_POOL, library=False))
 
 
 def test_thread_pool_has_no_races(tmp_path: Path) -> None:
-    sources = [SOURCES / "test_thread_pool.cpp", ROOT / "csrc" / "thread_pool.cpp"]
     try:
-        program = build(tmp_path / "races", *sources, flags=("-fsanitize=thread",), library=False)
+        program = build(tmp_path / "races", *THREAD_POOL, flags=("-fsanitize=thread",), library=False)
     except AssertionError as error:
         pytest.skip(f"no ThreadSanitizer here: {str(error).splitlines()[-1]}")
     run(program, "without forks")
@@ -76,6 +105,10 @@ def test_example_gives_the_mask_of_python(engines: Path, tmp_path: Path) -> None
     missing = subprocess.run([segment, tmp_path / "none.unet", picture, result], capture_output=True, text=True)
     assert missing.returncode == 1
     assert "No such file" in missing.stderr
+    for header in (b"P5\n45 35\n65535\n", b"P5\n45 70\n25\n", b"P5\n45 70\n2550 ", b"P5\n45 70\n255"):
+        picture.write_bytes(header + image.tobytes())
+        refused = subprocess.run([segment, engines / "plain.unet", picture, result], capture_output=True, text=True)
+        assert (refused.returncode, refused.stderr) == (1, f"{picture}: not an 8-bit binary PGM\n"), header
 
 
 def test_the_library_exports_our_functions_only() -> None:

@@ -17,6 +17,7 @@ import pytest
 from tests import networks
 from tests.pixels import random_image
 from unet_fast import Engine, UnsupportedError, freeze
+from unet_fast.graph import Graph, Normalisation
 from unet_fast.spec import UNetSpec
 
 torch = pytest.importorskip("torch")
@@ -267,3 +268,22 @@ def test_mask_is_the_probability_above_the_threshold(engine_file: Files) -> None
     probability = engine.probability(image)
     clear = np.abs(probability - 0.5) > 1e-6
     assert np.array_equal((engine.segment(image) > 0)[clear], (probability > 0.5)[clear])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu-reference"])
+def test_pooling_keeps_what_is_no_number(tmp_path: Path, device: str) -> None:
+    """As in PyTorch; weights so large that float32 gives infinity minus infinity, at a pixel that a window begins with
+    and at one that it does not."""
+    graph = Graph(1, Normalisation("fixed", (0.0,), (1.0,)), tile=8)
+    large = graph.activation(
+        "relu", graph.conv("large", graph.normalise(), np.full((2, 1, 1, 1), 3e38), np.zeros(2)), "relu"
+    )
+    difference = graph.conv("difference", large, np.array([1.0, -1.0]).reshape(1, 1, 1, 2), np.zeros(1))
+    graph.finish(graph.upsample("up", graph.pool("pool", difference), "nearest"), "identity")
+    engine = Engine(freeze(graph, tmp_path / "n.unet", precision="float32"), device=device)
+    image = np.zeros((8, 8), np.float32)
+    image[2, 2] = image[5, 5] = 1e3
+    found = np.isnan(engine.probability(image))
+    expected = np.zeros((8, 8), bool)
+    expected[2:4, 2:4] = expected[4:6, 4:6] = True
+    assert np.array_equal(found.reshape(8, 8), expected)

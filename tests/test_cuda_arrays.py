@@ -6,6 +6,7 @@ Streams of the fake do nothing until somebody waits for them, so an order that i
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -494,6 +495,33 @@ def test_streams_of_other_libraries() -> None:
             stream_handle(wrong)
     with pytest.raises(ValueError, match="stream must be"):
         stream_handle(-1)
+
+
+@on_fake_gpu
+def test_closing_lets_callbacks_have_the_gil(driver: FakeDriver, folder: Path) -> None:
+    """What waits for the GPU when it goes holds up no callback there that runs Python."""
+    called = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    def callback(_: int) -> None:
+        called.append(name)
+
+    faulthandler.dump_traceback_later(60, exit=True)  # they would wait for each other
+    with driver.device(), driver.stream() as stream:
+        engine = Engine(file_with(folder), device="cuda")._native
+        assert isinstance(engine, _native.Engine)
+        alive: dict[str, Any] = {
+            "context": _native.Context(engine, count=1, height=32, width=32),
+            "memory": _native.Device(0).allocate(100),
+            "tensor": _native.Device(0).allocate(100).dlpack(shape=[100], is_float=False, bits=8, versioned=True),
+            "engine": engine,
+        }
+        del engine
+        for name in list(alive):
+            driver.call("cuLaunchHostFunc", ctypes.c_void_p(stream), callback, None)
+            del alive[name]
+            assert called[-1:] == [name]
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.mark.parametrize("error", [INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS])

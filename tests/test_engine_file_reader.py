@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unet_fast import _native
+from unet_fast import Engine, _native
 from unet_fast import engine_file as engine_files
 from unet_fast.errors import EngineFileError
 
@@ -258,6 +259,17 @@ def test_wrong_containers(good: bytes, change: Callable[[bytes], bytes], message
     refused(change(good), f"(?s){message}")
 
 
+def test_a_damaged_file_with_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.unet")
+    path.write_bytes(b"no engine")
+    with pytest.raises(EngineFileError) as refusal:
+        _native.Engine(
+            path=os.fsencode(path), data=None, device="cpu", precision="auto", cpu_isa="auto", threads=1,
+            refuse_embedded_code=True, keep_warm_ms=0,
+        )  # fmt: skip
+    assert str(path) in str(refusal.value)
+
+
 def test_overlapping_tensors(good: bytes) -> None:
     header, data = split(good)
     other = next(n for n, e in header.items() if n not in ("__metadata__", NAME) and e["shape"] == [8])
@@ -272,6 +284,15 @@ def test_weights_that_are_no_numbers(engine_file: Callable[..., Path], value: fl
     tensors = {name: array.copy() for name, array in file.tensors.items()}
     tensors[NAME].flat[7] = value
     refused(engine_files.serialise(file.document, tensors), f"tensor '{NAME}' holds -?(nan|inf) at element 7")
+
+
+def test_a_large_file_of_another_kind_is_not_read(tmp_path: Path) -> None:
+    """There is no memory for this one."""
+    path = tmp_path / "other.unet"
+    with path.open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(EngineFileError, match=r"other\.unet: not an engine file: it does not begin like one"):
+        Engine(path)
 
 
 def test_every_way_to_cut_a_file(good: bytes) -> None:

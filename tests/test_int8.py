@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def quantised(name: str, seed: int = 0, leave: Sequence[int] = ()) -> bytes:
 
     `leave`: indices of ops that stay in floating point.
     """
-    graph = graph_of(name, seed)
+    graph = copy.copy(graph_of(name, seed))
     graph.output = "identity"
     fused = fuse(graph)
     names, _ = candidates(fused)
@@ -336,6 +337,12 @@ def test_the_command_line_calibrates_from_a_folder(tmp_path: Path, capsys: pytes
     assert "needs calibration=" in capsys.readouterr().err
     assert main([*arguments, "--calibration", str(tmp_path / "none")]) == 1
     assert "is not a folder" in capsys.readouterr().err
+    tifffile = pytest.importorskip("tifffile", reason="needs tifffile (extra tiff)")
+    for pixels in (np.zeros((2, 32, 32), np.uint16), np.full((32, 32), np.nan, np.float32)):
+        options = {"planarconfig": "separate"} if pixels.ndim == 3 else {}
+        tifffile.imwrite(folder / "z.tif", pixels, photometric="minisblack", **options)
+        assert main([*arguments, "--calibration", str(folder)]) == 1
+        assert str(folder / "z.tif") in capsys.readouterr().err
 
 
 # -- opening ---------------------------------------------------------------------------------------------------------
@@ -387,6 +394,29 @@ def test_damaged_numbers_are_refused(tmp_path: Path, name: str, value: float, me
     file.tensors[f"{op}.{name}"].flat[1] = value
     with pytest.raises(EngineFileError, match=message):
         Engine(engine_file.serialise(file.document, file.tensors))
+
+
+@pytest.mark.parametrize(
+    ("bias", "scale", "output_scale"),
+    [
+        (129.0, 16647160.0, 1.0),  # 2147483640, which float32 rounds to 2^31
+        (2.0**24 + 3, 127.99996, 1.0),  # so does each of its factors
+        (0.0, 3e38, 1e-30),  # 0 * infinity
+    ],
+)
+def test_products_that_float32_cannot_keep_below_int32_are_refused(
+    bias: float, scale: float, output_scale: float
+) -> None:
+    """Conversion to int32 makes them negative on some instruction sets and 255 on others."""
+    file = engine_file.read(quantised("plain"))
+    document = json.loads(json.dumps(file.document))
+    op = next(op for op in document["ops"] if op["op"] == "conv" and "arithmetic" in op)
+    op["output_scale"] = output_scale
+    file.tensors[f"{op['name']}.weight"][:] = 0
+    file.tensors[f"{op['name']}.bias"][:] = bias
+    file.tensors[f"{op['name']}.scale"][:] = scale
+    with pytest.raises(EngineFileError, match="do not fit int32"):
+        Engine(engine_file.serialise(document, file.tensors))
 
 
 def test_a_float_file_cannot_hold_bytes(tmp_path: Path) -> None:

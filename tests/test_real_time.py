@@ -18,15 +18,20 @@ from tests.programs import compile_program, run
 pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason=f"no {LIBRARY}")
 
 
-@pytest.mark.parametrize(("network", "threads"), [("plain", 1), ("plain", 2), ("valid", 1), ("standardise", 1)])
-def test_calls_only_compute(network: str, threads: int, engine_file: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("network", "threads", "keep_warm_ms"),
+    [("plain", 1, 0), ("plain", 2, 0), ("valid", 1, 0), ("standardise", 1, 0), ("plain", 1, 60000)],
+)
+def test_calls_only_compute(
+    network: str, threads: int, keep_warm_ms: int, engine_file: Callable[..., Path], tmp_path: Path
+) -> None:
     """No allocation, locale, page fault or system call, and no mutex in uf_enqueue; with more than one thread futex, to
     wake and wait."""
     if platform.libc_ver()[0] != "glibc" or platform.system() != "Linux":
         pytest.skip("counts in ways that need glibc and Linux")
     source = ROOT / "tests" / "c" / "test_real_time.c"
     program = compile_program(tmp_path / "program", source, library=LIBRARY.parent, flags=("-ldl",))
-    said = run(program, engine_file(network), str(threads))
+    said = run(program, engine_file(network), str(threads), str(keep_warm_ms))
     if "skipped" in said:
         pytest.skip(said)
     assert "no system calls" in said
@@ -48,12 +53,12 @@ def test_the_bench_of_a_control_loop(engine_file: Callable[..., Path], tmp_path:
 
 def workers() -> set[int]:
     """Thread ids of this process that the runtime started."""
-    tasks = Path("/proc/self/task")
-    return {int(task.name) for task in tasks.iterdir() if (task / "comm").read_text() == "unet_fast\n"}
+    tasks, names = Path("/proc/self/task"), ("unet_fast\n", "uf_keep_warm\n")
+    return {int(task.name) for task in tasks.iterdir() if (task / "comm").read_text() in names}
 
 
 def workers_beside(others: set[int], count: int) -> list[int]:
-    """The `count` workers that were started last; each gives itself its name, so the last may take a moment."""
+    """The `count` threads that were started last; each gives itself its name, so the last may take a moment."""
     deadline = time.monotonic() + 10
     while len(workers() - others) < count and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -68,10 +73,24 @@ def test_threads_are_bound_to_their_processors(engine_file: Callable[..., Path])
     allowed = sorted(os.sched_getaffinity(0))
     affinity = f"{allowed[-1]},{allowed[0]}"
     others = workers()
-    with Api().engine(engine_file("plain"), device="cpu", threads=4, thread_affinity=affinity):
-        started = workers_beside(others, 3)
-        assert [os.sched_getaffinity(thread) for thread in started] == [{allowed[-1]}, {allowed[0]}, {allowed[-1]}]
+    options = {"device": "cpu", "threads": 4, "thread_affinity": affinity, "keep_warm_ms": 60000}
+    with Api().engine(engine_file("plain"), **options):
+        bound = [os.sched_getaffinity(thread) for thread in workers_beside(others, 4)]
+        assert bound == [{allowed[-1]}, {allowed[0]}, {allowed[-1]}, {allowed[0]}]
         assert os.sched_getaffinity(0) == set(allowed), "the caller's thread is his own"
+
+
+def test_threads_run_where_the_opening_thread_may(engine_file: Callable[..., Path]) -> None:
+    if platform.system() != "Linux":
+        pytest.skip("reads /proc")
+    allowed, others = os.sched_getaffinity(0), workers()
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        with Api().engine(engine_file("plain"), device="cpu", threads=3, keep_warm_ms=60000):
+            os.sched_setaffinity(0, allowed)
+            assert [os.sched_getaffinity(thread) for thread in workers_beside(others, 3)] == 3 * [{max(allowed)}]
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def may_be_real_time() -> bool:
@@ -86,11 +105,13 @@ def may_be_real_time() -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-def test_threads_have_their_priority(engine_file: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("threads", "keep_warm_ms"), [(3, 0), (1, 60000)])
+def test_threads_have_their_priority(threads: int, keep_warm_ms: int, engine_file: Callable[..., Path]) -> None:
     if platform.system() != "Linux":
         pytest.skip("reads /proc")
     others = workers()
-    api, options = Api(), {"device": "cpu", "threads": 3, "thread_priority": 7}
+    options = {"device": "cpu", "threads": threads, "thread_priority": 7, "keep_warm_ms": keep_warm_ms}
+    api = Api()
     if not may_be_real_time():
         with pytest.raises(StatusError, match="CAP_SYS_NICE") as refused, api.engine(engine_file("plain"), **options):
             pass
@@ -98,7 +119,7 @@ def test_threads_have_their_priority(engine_file: Callable[..., Path]) -> None:
         assert workers() == others
         pytest.skip("checked the refusal only: no right to real-time threads here")
     with api.engine(engine_file("plain"), **options):
-        for thread in workers_beside(others, 2):
+        for thread in workers_beside(others, 2 if keep_warm_ms == 0 else 1):
             assert os.sched_getscheduler(thread) == os.SCHED_FIFO
             assert os.sched_getparam(thread).sched_priority == 7
         assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -30,6 +30,8 @@ inline void from_float(float value, Bf16 &result) {
     result.bits = static_cast<uint16_t>(value != value ? bits >> 16 | 0x40 : rounded);
 }
 
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // A tensor of `count` images inside the arena.  Strides in bytes.

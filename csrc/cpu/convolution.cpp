@@ -209,7 +209,7 @@ void add_conv_transpose(Builder &builder, const Op &op, int channels) {
 const float *values_of(const Op &op, const char *name, int64_t expected) {
     const Tensor &tensor = op.tensor(name);
     const auto found = static_cast<int64_t>(tensor.values.size());
-    if (found == expected)
+    if (found == expected && found != 0)
         return tensor.values.data();
     throw Error(UF_ERR_BAD_FILE, "op '" + op.name + "': tensor '" + name + "' has " + std::to_string(found) +
                                      " values, " + std::to_string(expected) + " expected");

@@ -65,7 +65,7 @@ std::vector<ChannelBlock> channel_blocks(int padded_channels, const KernelTable 
 // Bias and activation of an op that convolves.  Throws Error(UF_ERR_BAD_FILE) for an activation that is none of them.
 Epilogue make_epilogue(const Op &op, const KernelTable &kernels);
 
-// The weights of that name, `expected` of them, else throws Error(UF_ERR_BAD_FILE).
+// The weights of that name, `expected` of them and at least one, else throws Error(UF_ERR_BAD_FILE).
 const float *values_of(const Op &op, const char *name, int64_t expected);
 
 // How many channels the convolution of `op` gives.

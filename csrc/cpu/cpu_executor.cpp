@@ -12,6 +12,7 @@
 #include "error.h"
 #include "int8_pass.h"
 #include "machine_peak.h"
+#include "message.h"
 #include "plain_ops.h"
 #include "winograd.h"
 #include "winograd_choice.h"
@@ -55,23 +56,13 @@ struct Program {
 
 bool choose_bf16(const std::string &precision, const std::string &plan_precision, const KernelTable &kernels) {
     const bool available = kernels.conv_bf16 != nullptr;
-    if (precision == "auto" || precision.empty())
+    if (precision == "auto")
         return available && plan_precision != "float32";
-    if (precision == "float32")
-        return false;
-    if (precision == "bf16") {
-        if (available)
-            return true;
-        throw Error(UF_ERR_UNSUPPORTED, std::string("precision \"bf16\" needs a CPU with AVX-512 BF16, and the ") +
-                                            "instruction set in use is \"" + kernels.isa +
-                                            "\"; here, use \"auto\" or \"float32\"");
-    }
-    if (precision == "fp16") {
-        throw Error(UF_ERR_UNSUPPORTED, std::string("precision \"fp16\" is for GPUs; on a CPU, use \"auto\", ") +
-                                            "\"float32\"" + (available ? " or \"bf16\"" : ""));
-    }
-    throw Error(UF_ERR_INVALID_ARGUMENT,
-                "precision is \"" + precision + "\"; accepted on a CPU: \"auto\", \"float32\", \"bf16\"");
+    if (precision == "bf16" && !available)
+        throw Error(UF_ERR_UNSUPPORTED, message("precision bf16 needs a CPU with AVX-512 BF16, and the instruction set "
+                                                "in use is ",
+                                                kernels.isa, "; here, use auto or float32"));
+    return precision == "bf16";
 }
 
 // Output rows of one task.  A pooled row needs two; rows that share upsampled input amortise it.
@@ -89,11 +80,13 @@ class CpuContext final : public Context {
         choose_group();
         if (program_->int8)
             int8_.emplace(*program_->int8, PassShape{group_, shape_.height, shape_.width}, program_->halos);
+        reserve_slots();
         schedule_winograd();
         allocate();
     }
 
     PassShape shape() const override { return shape_; }
+    double bytes() const override { return static_cast<double>(arena_bytes_ + unseen_.capacity()); }
 
     void warm(const std::atomic<int> &calls) override {
         const Plan &plan = *program_->plan;
@@ -208,10 +201,11 @@ class CpuContext final : public Context {
     // over more of them would fetch from memory what the last one left there (relunet16 at batch 8: 10 % slower).
     void choose_group() {
         constexpr int64_t cache_bytes = 16 << 20;
-        int64_t image_bytes = 1;
+        double image_bytes = 1; // of many buffers, each of which fits 64 bits
         for (const Activations &layout : buffers_)
-            image_bytes += layout.image_stride;
-        group_ = static_cast<int>(std::clamp<int64_t>(cache_bytes / image_bytes, 1, shape_.count));
+            image_bytes += static_cast<double>(layout.image_stride);
+        group_ =
+            static_cast<int>(std::clamp<int64_t>(static_cast<int64_t>(cache_bytes / image_bytes), 1, shape_.count));
     }
 
     void schedule_winograd() {
@@ -231,9 +225,15 @@ class CpuContext final : public Context {
         }
     }
 
-    // One arena: slots, the normalised image if a stem reads it, transformed windows that all workers share, scratch of
-    // each of them.
-    void allocate() {
+    // Where so many bytes of the arena begin.
+    size_t reserve(size_t bytes) {
+        const size_t offset = arena_bytes_;
+        arena_bytes_ += aligned(bytes);
+        require_memory(shape_, static_cast<double>(arena_bytes_));
+        return offset;
+    }
+
+    void reserve_slots() {
         const Program &program = *program_;
         std::vector<size_t> slot_sizes(static_cast<size_t>(program.plan->slots), 0);
         for (size_t i = 1; i < buffers_.size(); ++i) {
@@ -241,37 +241,35 @@ class CpuContext final : public Context {
             size =
                 std::max(size, program.plan->buffers[i].scale > 0.0F ? int8_->buffer_bytes(i) : bytes_of(buffers_[i]));
         }
-        std::vector<size_t> slot_offsets;
-        size_t total = 0;
-        for (const size_t size : slot_sizes) {
-            slot_offsets.push_back(total);
-            total += aligned(size);
-        }
-        const size_t image_offset = total;
-        if (program.has_stem)
-            total += aligned(std::max(bytes_of(image_), int8_ ? int8_->image_bytes() : 0));
-        const size_t transformed_offset = total;
-        total += aligned(transformed_size_);
-        const size_t scratch_offset = total;
-        for (const PreparedOp &prepared : program.ops) {
+        for (const size_t size : slot_sizes)
+            slot_offsets_.push_back(reserve(size));
+    }
+
+    // One arena: slots, the normalised image if a stem reads it, transformed windows that all workers share, scratch of
+    // each of them.
+    void allocate() {
+        const Program &program = *program_;
+        const size_t image_offset =
+            reserve(program.has_stem ? std::max(bytes_of(image_), int8_ ? int8_->image_bytes() : 0) : 0);
+        const size_t transformed_offset = reserve(transformed_size_);
+        for (const PreparedOp &prepared : program.ops)
             scratch_size_ = std::max(scratch_size_, aligned(scratch_bytes(prepared)));
-        }
         if (int8_)
             scratch_size_ = std::max(scratch_size_, aligned(int8_->scratch_bytes()));
-        total += scratch_size_ * static_cast<size_t>(program.pool->threads());
+        const size_t scratch_offset = reserve(scratch_size_ * static_cast<size_t>(program.pool->threads()));
 
-        arena_ = AlignedMemory(total);
+        arena_ = AlignedMemory(arena_bytes_);
         constexpr size_t piece = size_t{1} << 20;
-        program.pool->run(static_cast<int64_t>((total + piece - 1) / piece), [&](int64_t task, int) {
+        program.pool->run(static_cast<int64_t>((arena_bytes_ + piece - 1) / piece), [&](int64_t task, int) {
             const size_t begin = static_cast<size_t>(task) * piece;
-            std::memset(arena_.data() + begin, 0, std::min(piece, total - begin));
+            std::memset(arena_.data() + begin, 0, std::min(piece, arena_bytes_ - begin));
         });
 
         for (size_t i = 1; i < buffers_.size(); ++i) {
-            const size_t slot = static_cast<size_t>(program.plan->buffers[i].slot);
-            buffers_[i].data = arena_.data() + slot_offsets[slot] + buffers_[i].offset();
+            std::byte *const slot = arena_.data() + slot_offsets_[static_cast<size_t>(program.plan->buffers[i].slot)];
+            buffers_[i].data = slot + buffers_[i].offset();
             if (int8_)
-                int8_->place_buffer(i, arena_.data() + slot_offsets[slot]);
+                int8_->place_buffer(i, slot);
         }
         if (int8_)
             int8_->place_image(arena_.data() + image_offset);
@@ -292,13 +290,7 @@ class CpuContext final : public Context {
 
     static size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-    size_t bytes_of(const Activations &layout) const {
-        int64_t bytes;
-        constexpr int64_t most = int64_t{1} << 46; // what a process can address
-        if (!__builtin_mul_overflow(layout.image_stride, static_cast<int64_t>(group_), &bytes) && bytes <= most)
-            return static_cast<size_t>(bytes);
-        throw std::bad_alloc();
-    }
+    size_t bytes_of(const Activations &layout) const { return static_cast<size_t>(layout.image_stride * group_); }
 
     // Per worker.
     size_t scratch_bytes(const PreparedOp &prepared) const {
@@ -642,6 +634,8 @@ class CpuContext final : public Context {
     Activations image_;                // normalised, float32, for stems
     std::optional<Int8Buffers> int8_;
     AlignedMemory arena_;
+    size_t arena_bytes_ = 0;
+    std::vector<size_t> slot_offsets_;
     std::vector<std::byte> unseen_;           // results of `warm`
     const std::atomic<int> *calls_ = nullptr; // for which a pass of `warm` ends early
     std::byte *scratch_ = nullptr;

@@ -1,6 +1,7 @@
 #include "cpu_features.h"
 
 #include "error.h"
+#include "message.h"
 
 namespace uf {
 namespace {
@@ -27,20 +28,20 @@ const KernelTable &choose_kernels(const std::string &isa) {
         {kernels_portable(), true},
     };
     std::string names;
-    bool within_bound = isa == "auto" || isa.empty();
+    bool within_bound = isa == "auto";
     for (const Candidate &candidate : candidates) {
-        names += std::string(names.empty() ? "" : ", ") + "\"" + candidate.kernels->isa + "\"";
+        names += std::string(", ") + candidate.kernels->isa;
         within_bound = within_bound || isa == candidate.kernels->isa;
         if (within_bound && candidate.runs_here)
             return *candidate.kernels;
     }
     for (const char *other : {"avx2", "avx512", "avx512_bf16", "neon"}) {
-        if (isa == other) {
-            throw Error(UF_ERR_UNSUPPORTED, "cpu_isa \"" + isa + "\" is of another kind of CPU; this build of " +
-                                                "unet_fast has \"auto\", " + names);
-        }
+        if (isa == other)
+            throw Error(UF_ERR_UNSUPPORTED,
+                        message("options.cpu_isa is ", isa, ", which is of another kind of CPU; this ",
+                                "build of unet_fast has auto", names));
     }
-    throw Error(UF_ERR_INVALID_ARGUMENT, "cpu_isa is \"" + isa + "\"; accepted: \"auto\", " + names);
+    throw Error(UF_ERR_INVALID_ARGUMENT, message("options.cpu_isa is ", in_quotes(isa), ", accepted are auto", names));
 }
 
 } // namespace uf

@@ -10,19 +10,21 @@ namespace {
 
 // A full batch of random uint8 images, and memory for its results.
 struct TrialPass {
-    TrialPass(const Plan &plan, const PassShape &shape);
+    // Beside a context of `context_bytes`.  Throws UF_ERR_OUT_OF_MEMORY.
+    TrialPass(const Plan &plan, const PassShape &shape, double context_bytes);
     std::vector<std::byte> pixels, results;
     std::vector<ImageView> images;
     std::vector<PixelTransform> transforms;
     std::vector<OutputView> outputs;
 };
 
-TrialPass::TrialPass(const Plan &plan, const PassShape &shape) {
+TrialPass::TrialPass(const Plan &plan, const PassShape &shape, double context_bytes) {
     const auto count = static_cast<size_t>(shape.count);
     const int64_t pixel_bytes = plan.channels, row_bytes = shape.width * pixel_bytes;
     const int64_t result_row = shape.width * (plan.has_mask() ? 1 : int64_t{4} * plan.output_channels);
     const auto image_bytes = static_cast<size_t>(shape.height * row_bytes);
     const auto result_bytes = static_cast<size_t>(shape.height * result_row);
+    require_memory(shape, context_bytes + static_cast<double>(count) * static_cast<double>(image_bytes + result_bytes));
     pixels.resize(count * image_bytes);
     results.resize(count * result_bytes);
     std::mt19937 random(0);
@@ -49,9 +51,9 @@ double median(std::vector<double> values) {
 
 Profile profile_passes(Context &context, double *&op_seconds, const Plan &plan) {
     using Clock = std::chrono::steady_clock;
-    constexpr size_t least_passes = 9, most_passes = 200;
+    constexpr size_t least_passes = 3, most_passes = 200;
     constexpr std::chrono::seconds enough{1};
-    const TrialPass trial(plan, context.shape());
+    const TrialPass trial(plan, context.shape(), context.bytes());
     const auto pass = [&] {
         context.run(trial.images.data(), trial.transforms.data(), context.shape().count, 0.0F, trial.outputs.data(),
                     nullptr);

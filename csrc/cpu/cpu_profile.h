@@ -29,8 +29,8 @@ class OpTimer {
     Clock::time_point begin_;
 };
 
-// Medians over passes of `context` on random uint8 images, for about a second.  `run` of the context writes the seconds
-// of each op to where `op_seconds` points.
+// Medians over passes of `context` on random uint8 images, for about a second and at least three.  `run`
+// of the context writes the seconds of each op to where `op_seconds` points.
 Profile profile_passes(Context &context, double *&op_seconds, const Plan &plan);
 
 } // namespace uf

@@ -5,15 +5,12 @@
 #endif
 
 #include <algorithm>
-#include <new>
 
 #include "convolution.h"
 #include "plain_ops.h"
 
 namespace uf {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Height and width of what a head computes.
 struct Sides {
@@ -90,7 +87,7 @@ const Int8Kernels &choose_int8_kernels(const std::string &isa) {
 #endif
         {int8_kernels_portable(), "portable", true},
     };
-    bool within_bound = isa == "auto" || isa.empty();
+    bool within_bound = isa == "auto";
     for (const Candidate &candidate : candidates) {
         within_bound = within_bound || isa == candidate.bound;
         if (within_bound && candidate.runs_here)
@@ -124,21 +121,17 @@ Int8Buffers::Int8Buffers(const Int8Program &program, const PassShape &shape, con
     image_.lay_out();
 }
 
-size_t Int8Buffers::checked_bytes(const Planes &planes) const {
-    int64_t bytes;
-    constexpr int64_t most = int64_t{1} << 46; // what a process can address
-    if (!__builtin_mul_overflow(planes.image_stride, static_cast<int64_t>(shape_.count), &bytes) && bytes <= most)
-        return static_cast<size_t>(bytes + Planes::lead + Planes::tail);
-    throw std::bad_alloc();
+size_t Int8Buffers::bytes_of(const Planes &planes) const {
+    return static_cast<size_t>(planes.image_stride * shape_.count + Planes::lead + Planes::tail);
 }
 
-size_t Int8Buffers::buffer_bytes(size_t buffer) const { return checked_bytes(planes_[buffer]); }
+size_t Int8Buffers::buffer_bytes(size_t buffer) const { return bytes_of(planes_[buffer]); }
 
 size_t Int8Buffers::image_bytes() const {
     const std::vector<Op> &ops = program_.plan.ops;
     const bool has_stem = std::any_of(ops.begin(), ops.end(),
                                       [](const Op &op) { return op.kind == OpKind::stem && Int8Program::runs(op); });
-    return has_stem ? checked_bytes(image_) : 0;
+    return has_stem ? bytes_of(image_) : 0;
 }
 
 size_t Int8Buffers::scratch_bytes() const {

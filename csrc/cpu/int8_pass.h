@@ -36,7 +36,7 @@ class Int8Buffers {
     // `halos`: per buffer, the zero pixels that its readers need.
     Int8Buffers(const Int8Program &program, const PassShape &shape, const std::vector<int> &halos);
 
-    // What memory it needs, and where it gets it, aligned to a cache line.  Throws std::bad_alloc beyond all bounds.
+    // What memory it needs, and where it gets it, aligned to a cache line.
     size_t buffer_bytes(size_t buffer) const;
     size_t image_bytes() const;   // 0 without a stem that writes uint8
     size_t scratch_bytes() const; // per worker
@@ -63,7 +63,7 @@ class Int8Buffers {
     void normalise(const Pass &pass, ThreadPool &pool) const;
     void quantise(const Op &op, const Activations &from, int count, ThreadPool &pool) const;
     void dequantise(const Op &op, const Activations &to, int count, ThreadPool &pool) const;
-    size_t checked_bytes(const Planes &planes) const;
+    size_t bytes_of(const Planes &planes) const;
 
     const Int8Program &program_;
     PassShape shape_;

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "convolution.h"
+
 namespace uf {
 namespace {
 
 constexpr int most_parts = 4, most_taps = 16, most_block = 8;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Weights of one part in the file: of output o, tap t and input channel c, first[o * output_stride + t * channels + c].
 template <class Element> struct PartWeights {
@@ -130,8 +130,6 @@ template <class Number> std::vector<Number> padded_bias(const Op &op, const Plan
             result[static_cast<size_t>(i * padded + channel)] = static_cast<Number>(*from++);
     return result;
 }
-
-int border_class(int64_t position, int64_t size) { return position == 0 ? 0 : position == size - 1 ? 2 : 1; }
 
 // Walks over the blocks of a band, and at each of them over its groups.
 class BandLoop {
@@ -262,7 +260,7 @@ class BandLoop {
     const int64_t step_, share_, places_; // of rows; vectors per place; places per row
     const int64_t apart_;                 // bytes of a vector
     const std::vector<PlanePart> *row_parts_ = nullptr;
-    int row_class_ = 0;
+    int64_t row_class_ = 0;
     PlaneBlock block_ = {};
     PlaneTaps parts_[most_parts];
     int64_t taps_[most_parts][most_taps], pixels_[most_parts][most_block], output_pixels_[most_block];

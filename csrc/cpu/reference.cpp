@@ -109,6 +109,12 @@ class ReferenceContext final : public Context {
   public:
     ReferenceContext(std::shared_ptr<const Plan> plan, const PassShape &shape) : plan_(std::move(plan)), shape_(shape) {
         for (const Buffer &buffer : plan_->buffers) {
+            bytes_ += static_cast<double>(sizeof(float)) * shape.count * buffer.channels *
+                      static_cast<double>(buffer.height.at(shape.height)) *
+                      static_cast<double>(buffer.width.at(shape.width));
+        }
+        require_memory(shape, bytes_);
+        for (const Buffer &buffer : plan_->buffers) {
             Field field;
             field.count = shape.count;
             field.height = buffer.height.at(shape.height);
@@ -120,6 +126,7 @@ class ReferenceContext final : public Context {
     }
 
     PassShape shape() const override { return shape_; }
+    double bytes() const override { return bytes_; }
 
     void run(const ImageView *images, const PixelTransform *transforms, int count, float logit_threshold,
              const OutputView *outputs, void *) override {
@@ -368,7 +375,7 @@ class ReferenceContext final : public Context {
                 for (int64_t kx = 0; kx < kernel[1]; ++kx) {
                     const double value = from.read(n, y * kernel[0] + ky, x * kernel[1] + kx, c);
                     sum += value;
-                    largest = std::max(largest, value);
+                    largest = value > largest || std::isnan(value) ? value : largest;
                 }
             to.at(n, y, x, c) = static_cast<float>(mode == PoolMode::max ? largest : sum / (kernel[0] * kernel[1]));
         });
@@ -452,6 +459,7 @@ class ReferenceContext final : public Context {
 
     std::shared_ptr<const Plan> plan_;
     PassShape shape_;
+    double bytes_ = 0;          // of all fields
     std::vector<Field> fields_; // per buffer of the plan; [0] is the normalised image
 };
 

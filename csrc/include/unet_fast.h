@@ -115,7 +115,8 @@ typedef struct uf_options {
                                 process may use.  With 1 the library starts no threads */
     int32_t refuse_embedded_code; /**< non-zero: ignore GPU code in the file, run on the CPU */
     const char *thread_affinity;  /**< processors that the library's own threads are bound to, one each in turn, as
-                                       "2,4-7"; NULL: any that the process may use.  The caller's thread is his own */
+                                       "2,4-7", that of `keep_warm_ms` last; NULL: those of the opening thread (in a
+                                       child made by fork(), of the first that calls).  The caller's thread is his own */
     int64_t thread_priority;      /**< 1..99: the library's own threads are real-time threads (SCHED_FIFO) of that
                                        priority, UF_ERR_UNSUPPORTED without the right to it; 0: as the opening thread */
     int64_t keep_warm_ms;         /**< 1..60000: after each pause of so many milliseconds a thread of the library runs a
@@ -196,7 +197,9 @@ typedef struct uf_info {
     const char *device;        /**< "cpu", "cpu-reference" or "cuda:N" */
     const char *device_reason; /**< why this device was chosen, one sentence */
     const char *precision;     /**< "float32", "bf16", "fp16" or "int8" */
-    const char *cpu_isa;       /**< "portable", "avx2", "avx512", "avx512_bf16", "neon"; "" on a GPU */
+    const char *cpu_isa;       /**< "portable", "avx2", "avx512", "avx512_bf16", "neon"; with precision "int8" also
+                                    "avx512_vnni" and "neon_i8mm", which uf_options.cpu_isa allows as "avx512_bf16" and
+                                    "neon"; "" on a GPU */
     const char *tuning;        /**< which kernels a GPU runs and where that was measured, one sentence, which also names
                                     tuning files that could not be used and why; "" on a CPU */
     const char *tuning_file;   /**< the file with these measurements; "": the engine file's own order of kernels */
@@ -296,8 +299,8 @@ UF_API uf_status uf_image_describe(uf_image *image, const void *data, const char
  * Images and results in batch positions are independent: each equals what it would be alone, bit for bit.
  * On a CPU, a successful call allocates nothing if a call for the same sizes came before it, as many of them at once
  * as now, and what they took could be kept, which is up to 512 MB; it opens no file and looks at no locale.  It takes
- * a mutex three times, briefly, that all engines of the process share; uf_enqueue(), which takes none with `threads` 1,
- * is the call for a control loop.
+ * a mutex three times, briefly, that all engines of the process share, and with `keep_warm_ms` one of its own;
+ * uf_enqueue(), which takes none with `threads` 1, is the call for a control loop.
  * On a GPU this comes after work on the legacy default stream; what other streams do to the image or the output must
  * be waited for first.
  * @param engine any thread's; many calls may run at once
@@ -308,7 +311,8 @@ UF_API uf_status uf_image_describe(uf_image *image, const void *data, const char
  *   UF_ERR_DEVICE_LOST */
 UF_API uf_status uf_segment(uf_engine *engine, const uf_image *image, const uf_run_options *options, uf_output *output);
 
-/** A context owns all memory of one pass, so that uf_enqueue() allocates nothing.  One per thread or stream.
+/** A context owns all memory of one pass, so that uf_enqueue() allocates nothing, but for pinned memory on a GPU that
+ * the first image and the first result in host memory need.  One per thread or stream.
  * @param engine which the context keeps alive
  * @param count images in a pass at most, 1..65536; 0: 1
  * @param height of the image, a legal size; 0: the trained size
@@ -356,7 +360,7 @@ UF_API uf_status uf_enqueue(uf_context *context, const uf_image *image, float th
 UF_API uf_status uf_engine_tune(uf_engine *engine, int32_t count, int32_t height, int32_t width, const char *path);
 
 /** Times each op of a pass, for about a second: on a GPU each op repeated by itself, so that the times do not add up to
- * that of the pass; on a CPU within whole passes.
+ * that of the pass; on a CPU within whole passes, of which there are at least four however long one takes.
  * @param engine other threads may use it meanwhile, which disturbs the measuring
  * @param count images in a pass, 1..65536; 0: 1
  * @param height of the images, a legal size; 0: the trained size

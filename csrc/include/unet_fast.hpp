@@ -40,7 +40,7 @@ struct Options {
     std::string device = "auto", precision = "auto", cpu_isa = "auto";
     int threads = 0;
     bool refuse_embedded_code = false;
-    std::string thread_affinity = ""; // empty: wherever the process may run
+    std::string thread_affinity = ""; // empty: where the opening thread may run
     int thread_priority = 0;
     int keep_warm_ms = 0;
 };

@@ -49,6 +49,10 @@ class Event {
         return done;
     }
 
+    void close() {
+        event_ = {};
+        device_.reset();
+    }
     void wait() const {
         translated([&] { device_->guarded([&] { device_->api().event_synchronize(event_.get()); }); });
     }
@@ -60,7 +64,7 @@ class Event {
     }
 
   private:
-    const std::shared_ptr<const cuda::Device> device_;
+    std::shared_ptr<const cuda::Device> device_;
     cuda::Event event_;
 };
 
@@ -79,7 +83,7 @@ template <class Managed> void delete_exported(Managed *managed) {
 template <class Managed> void destroy_capsule(PyObject *capsule) {
     if (PyCapsule_IsValid(capsule, Managed::name) != 0) {
         auto *const managed = static_cast<Managed *>(PyCapsule_GetPointer(capsule, Managed::name));
-        managed->deleter(managed);
+        without_gil([&] { managed->deleter(managed); });
     }
 }
 
@@ -92,14 +96,10 @@ class Memory {
                 [&] { memory_ = std::make_shared<const cuda::DeviceMemory>(cuda::allocate_device(device, bytes)); });
         });
     }
-    ~Memory() {
-        // Freeing waits for the GPU, on which a callback may wait for the GIL.
-        py::gil_scoped_release unlocked;
+    void close() {
         memory_.reset();
+        device_.reset();
     }
-    Memory(const Memory &) = delete;
-    Memory &operator=(const Memory &) = delete;
-
     uintptr_t address() const { return memory_->get(); }
 
     // Once all work of the device that blocks the legacy default stream is done.
@@ -142,7 +142,7 @@ class Memory {
         return py::reinterpret_steal<py::capsule>(capsule);
     }
 
-    const std::shared_ptr<const cuda::Device> device_;
+    std::shared_ptr<const cuda::Device> device_;
     const size_t bytes_;
     std::shared_ptr<const cuda::DeviceMemory> memory_;
 };
@@ -228,6 +228,7 @@ class Device {
   public:
     explicit Device(int ordinal) : device_(open_device(ordinal)) {}
 
+    void close() { device_.reset(); }
     static int count() {
         int present = 0;
         translated([&] { present = cuda::Device::count(); });
@@ -241,17 +242,17 @@ class Device {
     }
 
   private:
-    const std::shared_ptr<const cuda::Device> device_;
+    std::shared_ptr<const cuda::Device> device_;
 };
 
 } // namespace
 
 void bind_cuda_arrays(py::module_ &module) {
-    py::class_<Event>(module, "Event")
+    py::class_<Event>(module, "Event", closed_without_gil<Event>())
         .def("done", &Event::done)
         .def("wait", &Event::wait)
         .def("hold", &Event::hold, py::arg("stream"));
-    py::class_<Memory>(module, "Memory")
+    py::class_<Memory>(module, "Memory", closed_without_gil<Memory>())
         .def_property_readonly("address", &Memory::address)
         .def("fetch", &Memory::fetch, py::arg("target"))
         .def("dlpack", &Memory::dlpack, py::kw_only(), py::arg("shape"), py::arg("is_float"), py::arg("bits"),
@@ -264,7 +265,7 @@ void bind_cuda_arrays(py::module_ &module) {
         .def_property_readonly("shape", &Tensor::shape)
         .def_property_readonly("strides_bytes", &Tensor::strides_bytes)
         .def_property_readonly("read_only", &Tensor::read_only);
-    py::class_<Device>(module, "Device")
+    py::class_<Device>(module, "Device", closed_without_gil<Device>())
         .def(py::init<int>(), py::arg("ordinal"))
         .def_static("count", &Device::count)
         .def("allocate", &Device::allocate, py::arg("size_bytes"))

@@ -6,11 +6,10 @@
 #include <string>
 
 #include "error.h"
+#include "gil.h"
 #include "unet_fast.h"
 
 namespace uf::python {
-
-namespace py = pybind11;
 
 inline py::object exception_type(uf_status status) {
     const auto builtin = [](PyObject *type) { return py::reinterpret_borrow<py::object>(type); };
@@ -36,21 +35,12 @@ inline py::object exception_type(uf_status status) {
 }
 
 [[noreturn]] inline void raise(uf_status status, const std::string &message) {
-    PyErr_SetString(exception_type(status).ptr(), message.c_str());
+    // It may name a file whose name is not UTF-8.
+    const auto text = py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeUTF8(message.data(), static_cast<py::ssize_t>(message.size()), "surrogateescape"));
+    if (text)
+        PyErr_SetObject(exception_type(status).ptr(), text.ptr());
     throw py::error_already_set();
-}
-
-// Runs `body` without the GIL.  Taking the GIL back ends a daemon thread whose interpreter has exited meanwhile, by
-// unwinding its stack; py::gil_scoped_release does that in a destructor, which would end the process.
-template <class Body> void without_gil(const Body &body) {
-    PyThreadState *const state = PyEval_SaveThread();
-    try {
-        body();
-    } catch (...) {
-        PyEval_RestoreThread(state);
-        throw;
-    }
-    PyEval_RestoreThread(state);
 }
 
 // Runs `call` without the GIL; raises what it reports.  The message is read on the thread that failed.

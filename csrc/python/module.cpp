@@ -245,6 +245,7 @@ class Engine {
     }
 
     uf_engine *get() const { return engine_.get(); }
+    void close() { engine_.reset(); }
 
   private:
     struct Close {
@@ -261,13 +262,6 @@ class Context {
         checked([&] { return uf_context_create(engine.get(), count, height, width, &context); });
         context_.reset(context);
     }
-    ~Context() {
-        py::gil_scoped_release unlocked; // waits for the last pass
-        context_.reset();
-    }
-    Context(const Context &) = delete;
-    Context &operator=(const Context &) = delete;
-
     void enqueue(const py::object &image, const py::object &output, float max_value, float threshold,
                  uintptr_t stream) {
         const uf_image source = image_of(Pixels(image), max_value);
@@ -275,6 +269,8 @@ class Context {
         checked(
             [&] { return uf_enqueue(context_.get(), &source, threshold, &result, reinterpret_cast<void *>(stream)); });
     }
+    // Waits for the last pass.
+    void close() { context_.reset(); }
 
   private:
     struct Destroy {
@@ -291,7 +287,7 @@ PYBIND11_MODULE(_native, module) {
     using namespace uf::python;
     module.doc() = "The C API of unet_fast as a Python class; use unet_fast.Engine.";
     module.def("version", &uf_version);
-    py::class_<Engine>(module, "Engine")
+    py::class_<Engine>(module, "Engine", closed_without_gil<Engine>())
         .def(py::init<const py::object &, const py::object &, const std::string &, const std::string &,
                       const std::string &, int32_t, bool, int64_t>(),
              py::kw_only(), py::arg("path"), py::arg("data"), py::arg("device"), py::arg("precision"),
@@ -307,7 +303,7 @@ PYBIND11_MODULE(_native, module) {
         .def("exact_tiles", &Engine::exact_tiles, py::arg("height"), py::arg("width"), py::arg("tile"))
         .def("segment", &Engine::segment, py::arg("image"), py::arg("output"), py::kw_only(), py::arg("max_value"),
              py::arg("tiling"), py::arg("tile"), py::arg("overlap"), py::arg("threshold"));
-    py::class_<Context>(module, "Context")
+    py::class_<Context>(module, "Context", closed_without_gil<Context>())
         .def(py::init<const Engine &, int32_t, int32_t, int32_t>(), py::arg("engine"), py::kw_only(), py::arg("count"),
              py::arg("height"), py::arg("width"))
         .def("enqueue", &Context::enqueue, py::arg("image"), py::arg("output"), py::kw_only(), py::arg("max_value"),

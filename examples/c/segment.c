@@ -2,6 +2,7 @@
  *
  *     cc segment.c -lunet_fast -o segment
  */
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unet_fast.h>
@@ -15,9 +16,10 @@ int main(int count, char **arguments) {
     if (uf_engine_open(arguments[1], NULL, &engine) != UF_OK)
         return fail("cannot open the engine", uf_last_error());
 
-    int height = 0, width = 0;
+    int height = 0, width = 0, header = 0; /* characters of it, set behind the 255 */
     FILE *file = fopen(arguments[2], "rb");
-    if (!file || fscanf(file, "P5 %d %d 255", &width, &height) != 2 || fgetc(file) == EOF || width < 1 || height < 1)
+    if (!file || fscanf(file, "P5 %d %d 255%n", &width, &height, &header) != 2 || header == 0 ||
+        !isspace(fgetc(file)) || width < 1 || height < 1)
         return fail(arguments[2], "not an 8-bit binary PGM");
     const size_t size = (size_t)width * (size_t)height;
     unsigned char *pixels = malloc(size), *result = malloc(size);

@@ -123,7 +123,7 @@ FrameSegmenter::FrameSegmenter(SegmenterParameters parameters)
     const uf_info engine = engine_.info();
     options_.tiling = tilings.at(parameters_.tiling);
     options_.threshold = static_cast<float>(parameters_.threshold);
-    // A first pass starts the threads before the first frame comes, and fails where the network has no mask.
+    // A first pass takes memory before the first frame comes, and fails where the network has no mask.
     const auto side = static_cast<size_t>(engine.tile);
     const std::vector<uint8_t> black(side * side * static_cast<size_t>(engine.channels));
     engine_.segment(unet_fast::view(black, engine.tile, engine.tile, engine.channels), options_);
@@ -183,7 +183,9 @@ void SegmentationService::load(const SegmenterParameters &parameters) {
         const std::lock_guard<std::mutex> lock(mutex_);
         segmenter_ = std::move(segmenter);
         latencies_ = LatencyLog(kept_latencies);
+        failures_ = 0;
         last_failed_ = false;
+        last_error_.clear();
     } catch (const std::exception &error) {
         const std::lock_guard<std::mutex> lock(mutex_);
         last_error_ = error.what();

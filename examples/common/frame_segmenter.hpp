@@ -53,7 +53,8 @@ class FrameSegmenter {
     // opened or has no mask.
     explicit FrameSegmenter(SegmenterParameters parameters);
 
-    // `mask` may keep memory from frame to frame.  Throws std::invalid_argument for a frame that is not accepted.
+    // `mask` may keep memory from frame to frame.  Throws std::invalid_argument for values in the wrong order and for
+    // too few bytes, unet_fast::Error for encodings, sizes and rows that the engine does not take, and where it fails.
     void segment(const Frame &frame, LabelMask &mask);
 
     // The palette's colours, 3 bytes per pixel in the order of color_segmentation_mask_encoding, rows tight.
@@ -74,7 +75,8 @@ class FrameSegmenter {
 // `health` and `process` may each be called from a thread of their own.
 class SegmentationService {
   public:
-    // Takes the place of the present segmenter once it is ready.  After an exception the present one stays.
+    // Takes the place of the present segmenter once it is ready, and health() counts anew.  After an exception the
+    // present one stays.
     void load(const SegmenterParameters &parameters);
 
     // Segments and, where `colours` is not null, paints; false, after which the results hold nothing useful, where

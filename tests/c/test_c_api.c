@@ -64,6 +64,7 @@ static void test_open(void) {
     CHECK(engine == NULL);
     CHECK_FAILS(UF_ERR_IO, "directory", uf_engine_open(folder, NULL, &engine));
     CHECK_FAILS(UF_ERR_IO, "not a regular file", uf_engine_open("/dev/null", NULL, &engine));
+    CHECK_FAILS(UF_ERR_IO, "no?such?file", uf_engine_open("no\nsuch\rfile", NULL, &engine)); /* one line */
 
     CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "data is NULL", uf_engine_open_memory(NULL, 0, NULL, &engine));
     CHECK_FAILS(UF_ERR_BAD_FILE, "empty", uf_engine_open_memory("", 0, NULL, &engine));
@@ -84,7 +85,11 @@ static void test_open(void) {
         {SET(.precision = "float8"), UF_ERR_INVALID_ARGUMENT, "float8"},
         {SET(.device = "cpu", .precision = "fp16"), UF_ERR_UNSUPPORTED, "fp16"},
         {SET(.device = "cpu-reference", .precision = "bf16"), UF_ERR_UNSUPPORTED, "float32"},
-        {SET(.device = "cpu", .cpu_isa = "mmx"), UF_ERR_INVALID_ARGUMENT, "mmx"},
+        {SET(.device = "cpu", .cpu_isa = "mmx"), UF_ERR_INVALID_ARGUMENT, "'mmx', accepted are auto, "},
+        {SET(.device = "cpu", .cpu_isa = "m\nx"), UF_ERR_INVALID_ARGUMENT, "'m?x'"},
+        {SET(.device = "cpu", .cpu_isa = ""), UF_ERR_INVALID_ARGUMENT, "cpu_isa is ''"},
+        {SET(.device = "cpu-reference", .cpu_isa = "mmx"), UF_ERR_INVALID_ARGUMENT, "mmx"},
+        {SET(.device = "cuda", .cpu_isa = "mmx"), UF_ERR_INVALID_ARGUMENT, "mmx"},
         {SET(.threads = -1), UF_ERR_INVALID_ARGUMENT, "threads is -1"},
         {SET(.threads = 100000), UF_ERR_INVALID_ARGUMENT, "threads is 100000"},
         {SET(.thread_affinity = "1-"), UF_ERR_INVALID_ARGUMENT, "thread_affinity is '1-'"},
@@ -497,6 +502,10 @@ static void test_contexts(void) {
     CHECK_FAILS(UF_ERR_INVALID_ARGUMENT, "height is -32", uf_context_create(engine, 1, -32, 32, &context));
     CHECK_FAILS(UF_ERR_OUT_OF_MEMORY, "GB", uf_context_create(engine, 65536, 1 << 20, 1 << 20, &context));
     CHECK(context == NULL);
+    CHECK_FAILS(UF_ERR_OUT_OF_MEMORY, "GB", uf_engine_profile(engine, 65536, 1 << 20, 1 << 20, NULL, 0, NULL));
+    /* A CPU takes the images of a batch in groups, in memory for one group. */
+    CHECK(uf_context_create(engine, 65536, 256, 256, &context) == UF_OK);
+    uf_context_destroy(context);
     uf_context_destroy(NULL);
     CHECK(uf_context_create(engine, N, 0, 0, &context) == UF_OK); /* 0: the trained size */
 

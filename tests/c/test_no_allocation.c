@@ -1,6 +1,7 @@
 /* uf_enqueue allocates nothing, and opening, running and closing leaves nothing behind: no memory, threads or files.
  *
- *     test_no_allocation ENGINE.unet     a network of one channel and one class with a tile of 32
+ *     test_no_allocation ENGINE.unet WIDE.unet     networks of one channel and one class; the first has a tile of 32,
+ *                                                  the second takes any size and has 160 numbers per pixel in memory
  */
 #define _POSIX_C_SOURCE 200809L /* nanosleep, in process.h */
 
@@ -70,9 +71,27 @@ static void use_once(const char *path) {
     CHECK(uf_engine_open_memory(pixels, sizeof pixels, NULL, &engine) == UF_ERR_BAD_FILE);
 }
 
+/* Nor does a batch of images that need 600 MB together, because a CPU takes them one by one. */
+static void use_batches(const char *path) {
+    enum { SIDE = 352, IMAGES = 8 };
+    static unsigned char many[IMAGES][SIDE][SIDE], masks[IMAGES][SIDE][SIDE];
+    uf_options options = {.struct_size = sizeof options, .device = "cpu", .precision = "float32"};
+    uf_engine *engine = NULL;
+    CHECK(uf_engine_open(path, &options, &engine) == UF_OK);
+    uf_run_options whole = {.struct_size = sizeof whole, .tiling = UF_TILING_NONE};
+    uf_image image = {.struct_size = sizeof image, .data = many, .dtype = UF_UINT8, .height = SIDE, .width = SIDE};
+    image.count = IMAGES;
+    uf_output output = {.struct_size = sizeof output, .data = masks, .dtype = UF_UINT8};
+    CHECK(uf_segment(engine, &image, &whole, &output) == UF_OK);
+    const long before = atomic_load(&allocations);
+    CHECK(uf_segment(engine, &image, &whole, &output) == UF_OK);
+    CHECK(atomic_load(&allocations) == before);
+    uf_engine_close(engine);
+}
+
 int main(int count, char **arguments) {
-    if (count != 2) {
-        fprintf(stderr, "usage: test_no_allocation ENGINE.unet\n");
+    if (count != 3) {
+        fprintf(stderr, "usage: test_no_allocation ENGINE.unet WIDE.unet\n");
         return 2;
     }
     fill_with_noise(pixels, sizeof pixels, 1);
@@ -84,6 +103,7 @@ int main(int count, char **arguments) {
         use_once(arguments[1]);
     CHECK(atomic_load(&alive) == alive_before);
     CHECK(open_files() == files && running_threads(threads) == threads);
+    use_batches(arguments[2]);
     printf("%d failures\n", failures);
     return failures != 0;
 }

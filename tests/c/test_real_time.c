@@ -1,6 +1,6 @@
 /* What uf_enqueue and uf_segment do besides computing: nothing.
  *
- *     test_real_time ENGINE.unet THREADS     a network of one channel and one class
+ *     test_real_time ENGINE.unet THREADS KEEP_WARM_MS     a network of one channel and one class
  *
  * Each way of calling is warmed up by one call, then many are watched.  Counted are allocations, mutexes that are
  * taken, waits on condition variables and locale objects that are made, by functions of the program that stand before
@@ -101,10 +101,11 @@ struct way {
     long locks; /* of one call of an engine with one thread */
 };
 
-/* Mutexes of uf_segment: for what runs the engine, for taking a context and for giving it back. */
-enum { SEGMENT_LOCKS = 3, MOST_WAYS = 16 };
+/* Mutexes of uf_segment: for what runs the engine, for taking a context and for giving it back; before and after with
+ * the thread that keeps the engine warm. */
+enum { SEGMENT_LOCKS = 3, KEEP_WARM_LOCKS = 2, MOST_WAYS = 16 };
 static struct way ways[MOST_WAYS];
-static int way_count;
+static int way_count, segment_locks = SEGMENT_LOCKS;
 
 static struct way *add_way(const char *name, int height, int width, int tiling, int dtype) {
     struct way *way = &ways[way_count++];
@@ -114,7 +115,7 @@ static struct way *add_way(const char *name, int height, int width, int tiling, 
             {.struct_size = sizeof way->image, .data = pixels, .dtype = UF_UINT8, .height = height, .width = width},
         .options = {.struct_size = sizeof way->options, .tiling = tiling},
         .output = {.struct_size = sizeof way->output, .data = result, .dtype = dtype, .size_bytes = sizeof result},
-        .locks = SEGMENT_LOCKS};
+        .locks = segment_locks};
     return way;
 }
 
@@ -223,11 +224,13 @@ static void test_system_calls(int threads) {
 }
 
 int main(int count, char **arguments) {
-    if (count != 3)
+    if (count != 4)
         return 2;
-    const int threads = atoi(arguments[2]);
+    const int threads = atoi(arguments[2]), keep_warm_ms = atoi(arguments[3]);
+    segment_locks += keep_warm_ms != 0 ? KEEP_WARM_LOCKS : 0;
     fill_with_noise(pixels, sizeof pixels, 1);
-    const uf_options options = {.struct_size = sizeof options, .device = "cpu", .threads = threads};
+    const uf_options options = {
+        .struct_size = sizeof options, .device = "cpu", .threads = threads, .keep_warm_ms = keep_warm_ms};
     uf_info info = {.struct_size = sizeof info};
     CHECK(uf_engine_open(arguments[1], &options, &engine) == UF_OK);
     CHECK(uf_context_create(engine, 1, 0, 0, &context) == UF_OK);

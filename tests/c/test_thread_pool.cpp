@@ -2,6 +2,8 @@
 // too.
 #include "thread_pool.h"
 
+#include "process.h"
+
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -93,7 +95,9 @@ int main(int count, char **) {
         }
     }
     {
+        const int before = settled_threads();
         uf::ThreadPool unused(4);
+        require(entries("/proc/self/task") == before + 3, "workers start at once");
     }
     std::puts("ok");
     return 0;

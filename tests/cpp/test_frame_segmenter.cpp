@@ -102,6 +102,18 @@ static void test_encodings(const std::string &network) {
     }
 }
 
+// Which of the two exceptions a frame ends in.
+template <class Exception> static bool throws(FrameSegmenter &segmenter, const Frame &frame) {
+    LabelMask mask;
+    try {
+        segmenter.segment(frame, mask);
+    } catch (const Exception &) {
+        return true;
+    } catch (const std::exception &) {
+    }
+    return false;
+}
+
 static void test_bad_frames() {
     FrameSegmenter segmenter(parameters_of("rgb"));
     const std::vector<uint8_t> data(width * height * 3 + 1), empty;
@@ -117,6 +129,10 @@ static void test_bad_frames() {
     CHECK(refused("height", segment({0, width, "rgb8", false, width * 3, data})));
     CHECK(refused("width", segment({height, -1, "rgb8", false, width * 3, data})));
     CHECK(refused("NULL", segment({height, width, "rgb8", false, width * 3, empty})));
+    CHECK(throws<std::invalid_argument>(segmenter, {height, width / 2, "mono16", true, width, data}));
+    CHECK(throws<std::invalid_argument>(segmenter, {height + 1, width, "rgb8", false, width * 3, data}));
+    CHECK(throws<unet_fast::Error>(segmenter, {height, width, "bayer_rggb8", false, width, data}));
+    CHECK(throws<unet_fast::Error>(segmenter, {0, width, "rgb8", false, width * 3, data}));
     segmenter.segment({height, width, "rgb8", false, width * 3, data}, mask); // and is still good
     CHECK(mask.labels.size() == static_cast<size_t>(height * width));
     FrameSegmenter two_channels(parameters_of("two_channels"));
@@ -193,6 +209,9 @@ static void test_service() {
     CHECK(service.health().level == Level::ok);
     CHECK(!service.process({height, width, "jpeg", false, width, data}, mask, nullptr));
     CHECK(service.health().level == Level::error && service.health().summary.find("jpeg") != std::string::npos);
+    service.load(parameters_of("plain"));
+    for (const auto &[name, value] : service.health().details)
+        CHECK(name != "last error" && (name != "failed frames" || value == "0"));
 
     std::atomic<bool> stop{false};
     std::thread loader([&] {

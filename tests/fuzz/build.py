@@ -30,7 +30,7 @@ CSRC = ROOT / "csrc"
 #: What the reader consists of, with the executor of plain loops that runs what it opens.
 READER = (
     "engine_file.cpp", "json_document.cpp", "plan.cpp", "cuda/kernel_table.cpp", "cpu/aligned_memory.cpp",
-    "cpu/reference.cpp",
+    "cpu/reference.cpp", "executor.cpp",
 )  # fmt: skip
 SANITIZERS = "-fsanitize=fuzzer,address,undefined"
 #: The time that libFuzzer takes to weigh, to shrink and to name what it finds new is better spent on executions.

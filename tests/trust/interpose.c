@@ -20,8 +20,10 @@ static atomic_int armed_kind = INTERPOSE_NOTHING, armed_manner;
 static atomic_long armed_number, counted, fired, alive;
 
 void interpose_arm(int kind, long number, int manner) {
-    atomic_store(&counted, 0);
-    atomic_store(&fired, 0);
+    if (kind != INTERPOSE_NOTHING) {
+        atomic_store(&counted, 0);
+        atomic_store(&fired, 0);
+    }
     atomic_store(&armed_number, number);
     atomic_store(&armed_manner, manner);
     atomic_store(&armed_kind, kind);

@@ -22,7 +22,8 @@ enum interpose_manner {
     INTERPOSE_KILL       /* SIGKILL */
 };
 
-/* Call `number` of that kind, counted from now, goes wrong; 0: none, calls are only counted. */
+/* Call `number` of that kind, counted from now, goes wrong; 0: none, calls are only counted.  INTERPOSE_NOTHING: none
+ * from now on, and what has been counted stays. */
 void interpose_arm(int kind, long number, int manner);
 long interpose_counted(void); /* calls of the kind since then */
 long interpose_fired(void);   /* whether it has gone wrong */

@@ -42,11 +42,12 @@ int main(int count, char **arguments) {
     for (const std::string &path : {std::string(arguments[1]), std::string(arguments[2]), std::string("no/such/file")})
         wrong += status_of(path, false) != UF_ERR_IO;
     const struct {
-        long call; // open, fstat, read
+        long call; // open, fstat, read of the first bytes, read of the others
         int manner;
         uf_status status;
     } cases[] = {{1, INTERPOSE_FAIL, UF_ERR_IO}, {2, INTERPOSE_FAIL, UF_ERR_IO}, {3, INTERPOSE_FAIL, UF_ERR_IO},
-                 {3, INTERPOSE_END, UF_ERR_IO},  {3, INTERPOSE_SHORT, UF_OK},    {3, INTERPOSE_INTERRUPT, UF_OK}};
+                 {3, INTERPOSE_END, UF_ERR_IO},  {3, INTERPOSE_SHORT, UF_OK},    {3, INTERPOSE_INTERRUPT, UF_OK},
+                 {4, INTERPOSE_FAIL, UF_ERR_IO}, {4, INTERPOSE_END, UF_ERR_IO},  {4, INTERPOSE_SHORT, UF_OK}};
     for (const auto &one : cases) {
         interpose_arm(INTERPOSE_READ, one.call, one.manner);
         wrong += status_of(whole, false) != one.status;

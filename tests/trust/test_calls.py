@@ -14,12 +14,14 @@ import pytest
 
 from tests import capi, tiny
 from tests.capi import Api, StatusError, image_of, output_in
-from tests.fake_gpu import ILLEGAL_ADDRESS, FakeDriver, on_fake_gpu
+from tests.fake_gpu import ILLEGAL_ADDRESS, FakeDriver, FakeMachine, on_fake_gpu
+from tests.fake_kernels import Target, with_kernels
 from tests.pixels import random_image
 from tests.programs import run
 from tests.test_cuda_executor import file_with, frozen
 from tests.trust.conftest import Campaign
-from unet_fast import Engine
+from unet_fast import Engine, freeze
+from unet_fast.graph import Graph, Normalisation
 
 Program = Callable[..., Path]
 
@@ -83,6 +85,30 @@ def test_same_bits_through_python(campaign: Campaign, tiny_engine: Path) -> None
     campaign.record("same bits through Python", batches=8 * repeats)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_bits_where_the_caller_flushes_denormal_numbers(threads: int, tmp_path: Path) -> None:
+    """On the threads of the library, on the caller's and while an engine is opened; the caller's mode stays."""
+    import torch
+
+    graph = Graph(1, Normalisation("fixed", (0.0,), (1.0,)), tile=64)
+    weight, bias = np.full((1, 1, 1, 1), 1e-38), np.full(1, 1e-40)
+    path = freeze(graph.finish(graph.conv("small", graph.normalise(), weight, bias), "identity"), tmp_path / "a.unet")
+    image = np.linspace(1e-40, 0.1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    opened = Engine(path, device="cpu", precision="float32", threads=threads)
+    expected = opened.probability(image)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("PyTorch sets no such mode here")
+    try:
+        for engine in (opened, Engine(path, device="cpu", precision="float32", threads=threads)):
+            for _ in range(20):
+                found = engine.probability(image).tobytes()
+                assert found == expected.tobytes()
+        assert np.float32(1e-40) * np.float32(1) == 0
+    finally:
+        torch.set_flush_denormal(False)
+    assert (expected != 0).all()
+
+
 @pytest.mark.parametrize("name", ["unet", "classes", "plain"])
 def test_two_builds_are_the_same_bytes(name: str, tmp_path: Path) -> None:
     """Of the engine file here; from other processes and hash seeds in test_freeze.py."""
@@ -110,6 +136,17 @@ def test_a_lost_gpu_is_told_at_once(driver: FakeDriver, folder: Path) -> None:
             driver.fail(0, 0)  # it is not asked again
     assert api.library.uf_engine_healthy(engine) == 0  # closed
     assert api.library.uf_engine_healthy(None) == 0
+
+
+def test_every_allocation_may_fail_when_a_gpu_is_lost(
+    campaign: Campaign, program: Program, tiny_engine: Path, machine: FakeMachine, tmp_path: Path
+) -> None:
+    """While the engine goes on with the CPU: that call is answered or refused, the next ones are right."""
+    kernels = with_kernels(tiny_engine, tmp_path / "kernels.unet", (Target(),), ("float32",))
+    said = run(program("failing_calls"), kernels, "--lose-gpu", timeout=3000, LD_LIBRARY_PATH=machine.folder)
+    failures, allocations = (int(part.split()[0]) for part in said.split(", ")[:2])
+    assert failures == 0
+    campaign.record("calls that fail without the GPU", allocations=allocations)
 
 
 @on_fake_gpu

@@ -52,11 +52,12 @@ def test_thread_sanitizer(campaign: Campaign, engine_file: Files, machine: FakeM
     campaign.record("ThreadSanitizer", rounds_of_16_on_the_cpu=rounds, rounds_of_16_on_the_fake_gpu=rounds)
 
 
-# What a child does while its interpreter ends: daemon threads open engines and segment, in short calls and long ones.
+# What a child does while its interpreter ends: daemon threads open engines, make contexts and segment, in short calls
+# and long ones.
 EXIT = """
 import sys, threading, time
 import numpy as np
-from unet_fast import Engine
+from unet_fast import Engine, _native
 path, side, how, delay = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
 engine = Engine(path, device="cpu", threads=2)
 image = np.zeros((side, side), np.uint8)
@@ -69,7 +70,10 @@ def reopen():
             Engine(b"not an engine file" if how == "refused" else path, device="cpu", threads=1)
         except ValueError:
             pass
-threads = [threading.Thread(target=work, daemon=True) for work in (segment, segment, reopen)]
+def make_contexts():
+    while True:
+        _native.Context(engine._native, count=1, height=side, width=side)
+threads = [threading.Thread(target=work, daemon=True) for work in (segment, segment, reopen, make_contexts)]
 for thread in threads:
     thread.start()
 time.sleep(delay)
