@@ -31,7 +31,7 @@ SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 #: Tags of TIFF, the last of EXIF too.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES, _ORIENTATION = 258, 262, 277, 338, 274
 #: Values of _PHOTOMETRIC and _EXTRA_SAMPLES.
-_MIN_IS_WHITE, _UNSPECIFIED, _ALPHA = 0, 0, (1, 2)
+MIN_IS_WHITE, _UNSPECIFIED, _ALPHA = 0, 0, (1, 2)
 #: What brings an image of each orientation upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -134,12 +134,12 @@ def _page_from_pillow(image: Image.Image, page: int, path: Path, palette_indices
         upright = upright.getchannel("P")
     pixels = np.array(upright)
     tags: Any = getattr(image, "tag_v2", {})
-    if mode == "I;16" and tags.get(_PHOTOMETRIC) == _MIN_IS_WHITE:  # Pillow does so for fewer bits
-        pixels = _turned_round(pixels, max(tags[_BITS_PER_SAMPLE]))
+    if mode == "I;16" and tags.get(_PHOTOMETRIC) == MIN_IS_WHITE:  # Pillow does so for fewer bits
+        pixels = turned_round(pixels, max(tags[_BITS_PER_SAMPLE]))
     return as_supported(pixels, path)
 
 
-def _turned_round(pixels: Pixels, bits: int) -> Pixels:
+def turned_round(pixels: Pixels, bits: int) -> Pixels:
     """Pixels that count down from white as pixels that count up from black."""
     return pixels ^ pixels.dtype.type(2**bits - 1)
 
@@ -159,8 +159,8 @@ def _pages_from_tifffile(path: Path) -> list[Pixels]:
                 kind: Any = page.keyframe
                 if pixels.ndim == 3 and pixels.shape[2] == 2 and set(kind.extrasamples) & set(_ALPHA):
                     pixels = pixels[:, :, 0]  # the other is alpha
-                if kind.photometric == _MIN_IS_WHITE and pixels.dtype.kind in "bu":
-                    pixels = _turned_round(pixels, kind.bitspersample)
+                if kind.photometric == MIN_IS_WHITE and pixels.dtype.kind in "bu":
+                    pixels = turned_round(pixels, kind.bitspersample)
                 pages.append(as_supported(pixels, path))
     except ImageError:
         raise

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import SUFFIXES, ImageError, as_supported, mirrored
+from .images import MIN_IS_WHITE, SUFFIXES, ImageError, as_supported, mirrored, turned_round
 from .objects import need
 
 _TIFF = (".tif", ".tiff")
@@ -67,8 +67,9 @@ class Image:
     dtype   of the pixels in the file.
     """
 
-    def __init__(self, array: Any, order: str, fixed: dict[str, int], path: Path) -> None:
-        self._array, self._order, self._fixed, self.path = array, order, fixed, path
+    def __init__(self, array: Any, order: str, fixed: dict[str, int], path: Path, white_bits: int = 0) -> None:
+        """`white_bits`: of pixels that count down from white; 0: they count up from black."""
+        self._array, self._order, self._fixed, self.path, self._white_bits = array, order, fixed, path, white_bits
         self.dtype = np.dtype(array.dtype)
         sizes = dict(zip(order, array.shape, strict=True))
         self.height, self.width = sizes["y"], sizes["x"]
@@ -90,7 +91,8 @@ class Image:
         pixels = np.transpose(pixels, [left_over.index(axis) for axis in "yxc" if axis in left_over])
         ys = mirrored(np.arange(top, top + height), self.height) - rows.start
         xs = mirrored(np.arange(left, left + width), self.width) - columns.start
-        return as_supported(pixels[ys][:, xs], self.path)
+        pixels = pixels[ys][:, xs]
+        return as_supported(turned_round(pixels, self._white_bits) if self._white_bits else pixels, self.path)
 
 
 def _inside(start: int, length: int, size: int) -> slice:
@@ -113,7 +115,11 @@ def open_image(
         raise ImageError(f"{path}: no such file")
     if path.suffix.lower() in SUFFIXES and path.suffix.lower() not in _TIFF:
         raise ImageError(f"{path}: only TIFFs and Zarrs are read tile by tile; leave --large out, or save it as TIFF")
-    array, order, names = _open_tiff(path) if path.suffix.lower() in _TIFF else _open_zarr(path)
+    white_bits = 0
+    if path.suffix.lower() in _TIFF:
+        array, order, names, white_bits = _open_tiff(path)
+    else:
+        array, order, names = _open_zarr(path)
     sizes = dict(zip(order, array.shape, strict=True))
     if len(sizes) != len(order) or not {"y", "x"} <= sizes.keys() <= set("tczyx"):
         raise ImageError(f"{path}: axes must be of t, c, z, y and x, each once, these are {order!r}")
@@ -131,11 +137,11 @@ def open_image(
             raise ValueError(f"{name} is {chosen}, but {path} has 0 to {sizes.get(axis, 1) - 1}")
         if axis in sizes:
             fixed[axis] = chosen
-    return Image(array, order, fixed, path)
+    return Image(array, order, fixed, path, white_bits)
 
 
-def _open_tiff(path: Path) -> tuple[Any, str, Sequence[str]]:
-    """Array, its axes as letters of "tczyx" and names of channels."""
+def _open_tiff(path: Path) -> tuple[Any, str, Sequence[str], int]:
+    """Array, its axes as letters of "tczyx", names of channels, bits of pixels that count down from white (else 0)."""
     tifffile = need("tifffile", "tiff")
     try:
         with tifffile.TiffFile(path) as file:
@@ -145,6 +151,8 @@ def _open_tiff(path: Path) -> tuple[Any, str, Sequence[str]]:
             order = series.axes.lower().replace("s", "c").replace("i", "t").replace("q", "t")
             names = _ome_channel_names(file.ome_metadata)
             shape, dtype, offset = series.shape, file.byteorder + series.dtype.char, series.dataoffset
+            first = series.keyframe
+            white_bits = first.bitspersample if first.photometric == MIN_IS_WHITE and series.dtype.kind in "bu" else 0
     except ImageError:
         raise
     except Exception as error:  # the decoders of tifffile raise whatever a broken file leads them to
@@ -153,10 +161,11 @@ def _open_tiff(path: Path) -> tuple[Any, str, Sequence[str]]:
         array = FileArray(path, shape, dtype, offset)
         if offset + int(np.prod(shape, dtype=np.int64)) * array.dtype.itemsize > path.stat().st_size:
             raise ImageError(f"{path}: unreadable TIFF (it ends before its pixels do)")
-        return array, order, names
+        return array, order, names, white_bits
     # What is compressed or in tiles is decoded piece by piece, which tifffile offers as a Zarr store.
     zarr = need("zarr", "large")
-    return zarr.open_array(tifffile.imread(path, series=0, level=0, aszarr=True), mode="r"), order, names
+    array = zarr.open_array(tifffile.imread(path, series=0, level=0, aszarr=True), mode="r")
+    return array, order, names, white_bits
 
 
 def _ome_channel_names(document: str | None) -> list[str]:
