@@ -190,11 +190,14 @@ def test_same_inputs_give_same_code_from_the_cache(compiled: Any, cache: Path, m
 
 def test_damaged_cache_is_compiled_again(tmp_path: Path) -> None:
     path = tmp_path / "one.kernel"
-    code = Code(b"code\nand more", b"text", "conv", 4, 1024, 32, 0, "wgmma", "13.4")
+    code = Code(b"code\nand more", b"text", "conv", 4, 1024, 32, 0, "wgmma", "13.4", False, False)
     aot._write_cached(path, code)
     assert aot._read_cached(path) == code
     whole = path.read_bytes()
-    for damage in (b"", b"not json\n", whole[:-1], whole + b"x", b'{"sha256": 3}\nabc', b"[]\n", b"null\n"):
+    # The last was written when kernels were not yet looked at for overwritten registers.
+    older = whole.replace(b', "unfenced": false, "overwrites": false', b"")
+    assert older != whole
+    for damage in (b"", b"not json\n", whole[:-1], whole + b"x", b'{"sha256": 3}\nabc', b"[]\n", b"null\n", older):
         path.write_bytes(damage)
         assert aot._read_cached(path) is None, damage
 
@@ -220,7 +223,7 @@ def test_two_at_once_with_a_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytes
     class Idle:
         def compile(self, _: Any) -> Code:
             together.wait()
-            return Code(b"code", b"text", "conv", 4, 0, 32, 0, "", "13.4")
+            return Code(b"code", b"text", "conv", 4, 0, 32, 0, "", "13.4", False, False)
 
     @contextlib.contextmanager
     def idle_workers() -> Iterator[Idle]:
@@ -265,7 +268,9 @@ def test_candidates_that_spill_are_left_out(spilling: str, monkeypatch: pytest.M
     bad = {piece.job for piece in pieces} if spilling == "all" else set(first.values())
 
     def compiled(jobs: set[Any], *_: Any) -> dict[Any, Code]:
-        return {job: Code(b"c", b"p", "conv", 4, 0, 32, 16 if job in bad else 0, "", "13.4") for job in jobs}
+        return {
+            job: Code(b"c", b"p", "conv", 4, 0, 32, 16 if job in bad else 0, "", "13.4", False, False) for job in jobs
+        }
 
     monkeypatch.setattr(aot, "_compile_all", compiled)
     kernels, _ = aot.compile_plan(document, shapes, targets, "fp16")

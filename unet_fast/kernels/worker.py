@@ -59,7 +59,7 @@ class Code:
     matrix     matrix instructions in the PTX: "wgmma", "tcgen05", "mma" or ""
     ptxas      version of the assembler
     unfenced   matrix units may read copies in shared memory that they cannot see yet
-    overwrites   the assembler may overwrite registers that matrix units still read
+    overwrites the assembler may overwrite registers that matrix units still read
     """
 
     code: bytes
@@ -71,8 +71,8 @@ class Code:
     spills: int
     matrix: str
     ptxas: str
-    unfenced: bool = False
-    overwrites: bool = False
+    unfenced: bool
+    overwrites: bool
 
 
 def compile_job(job: Job) -> Code:
