@@ -375,8 +375,10 @@ class DocumentReader {
         op.inputs = buffers(value["inputs"], row.least_inputs, row.most_inputs);
         op.outputs = buffers(value["outputs"], row.least_outputs, row.most_outputs);
         read_attributes(value, row, op);
-        if (value.has("arithmetic"))
-            op.int8 = value["arithmetic"].choice<bool>({{"int8", true}});
+        if (value.has("arithmetic")) {
+            op.int8 = true;
+            op.winograd = value["arithmetic"].choice<bool>({{"int8", false}, {"int8_winograd", true}});
+        }
         if (value.has("output_scale"))
             op.output_scale = value["output_scale"].number(1e-30, 1e30);
         for (const int output : op.outputs)

@@ -238,6 +238,7 @@ class Checker {
     // `expected` may hold 0 for a number of channels that is the op's own; it is the same wherever it stands.
     void check_tensors() const {
         const int64_t ky = op_->kernel[0], kx = op_->kernel[1];
+        const int64_t wider = op_->winograd ? 1 : 0; // positions of two outputs, where the direct form has taps of one
         const auto expect = [&](const char *name, const std::vector<int64_t> &expected) {
             const Tensor &tensor = op_->tensor(name);
             if (tensor.shape != expected)
@@ -248,12 +249,12 @@ class Checker {
         case OpKind::stem:
         case OpKind::conv:
         case OpKind::conv_transpose:
-            expect("weight", {channels(output(0)), ky, kx, channels(input(0))});
+            expect("weight", {channels(output(0)), ky + wider, kx + wider, channels(input(0))});
             expect("bias", {channels(output(0))});
             break;
         case OpKind::up_conv:
-            expect("weight_up", {2, 2, channels(output(0)), 2, 2, channels(input(0))});
-            expect("weight_skip", {channels(output(0)), 3, 3, channels(input(1))});
+            expect("weight_up", {2, 2, channels(output(0)), 2 + wider, 2 + wider, channels(input(0))});
+            expect("weight_skip", {channels(output(0)), 3 + wider, 3 + wider, channels(input(1))});
             expect("bias", {3, 3, channels(output(0))});
             break;
         case OpKind::concat_conv:
@@ -428,6 +429,17 @@ class Checker {
             check_int8();
     }
 
+    // What weight number `i` is multiplied with at most.
+    double largest_input(const Tensor &tensor, size_t i) const {
+        if (!op_->winograd)
+            return 255.0;
+        // Bytes, and the 128 by which executors may keep numbers as bytes, times what outputs take of a position.
+        const auto side = static_cast<size_t>(tensor.shape[tensor.shape.size() - 2]);
+        const size_t position = i / static_cast<size_t>(tensor.shape.back()) % (side * side);
+        const auto taken = [&](size_t along) { return side == 4 && along == 1 ? 2.0 : 1.0; };
+        return (255.0 + 128.0) * taken(position / side) * taken(position % side);
+    }
+
     void check_int8() const {
         const bool doubles = op_->kernel == std::array<int, 2>{2, 2} && op_->stride == op_->kernel &&
                              op_->padding == std::array<int, 4>{0, 0, 0, 0};
@@ -436,6 +448,12 @@ class Checker {
                               (op_->kind == OpKind::conv_transpose && doubles);
         if (!possible || op_->activation == Activation::leaky_relu)
             bad("has no int8 form");
+        const bool in_tiles =
+            op_->padding == std::array<int, 4>{1, 1, 1, 1} &&
+            (op_->kind == OpKind::up_conv || (op_->kind == OpKind::conv && op_->kernel == std::array<int, 2>{3, 3}));
+        if (op_->winograd && !in_tiles)
+            bad("has no Winograd form in int8: it takes a conv of kernel [3, 3] or an up_conv, with padding "
+                "[1, 1, 1, 1]");
         const Tensor &bias = op_->tensor("bias"), &scale = op_->tensor("scale");
         const auto outputs = static_cast<size_t>(bias.shape.back());
         if (scale.shape != std::vector<int64_t>{static_cast<int64_t>(outputs)})
@@ -447,7 +465,7 @@ class Checker {
             const size_t each = tensor.integers.size() / (phases * outputs);
             std::vector<double> sums(phases * outputs, 0.0);
             for (size_t i = 0; i < tensor.integers.size(); ++i)
-                sums[i / each] += 255.0 * std::abs(static_cast<double>(tensor.integers[i]));
+                sums[i / each] += largest_input(tensor, i) * std::abs(static_cast<double>(tensor.integers[i]));
             for (size_t output = 0; output < outputs; ++output) {
                 double largest = 0.0;
                 for (size_t phase = 0; phase < phases; ++phase)

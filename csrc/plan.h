@@ -1,6 +1,7 @@
 // The plan: what an engine file says, checked, as plain data.  See docs/design.md for the meaning of every op.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -102,6 +103,7 @@ struct Op {
     PoolMode pool = PoolMode::max;
     Line line = Line::column;  // what l2_normalise takes the norm of
     bool int8 = false;         // reads uint8 and has int8 weights
+    bool winograd = false;     // these in Winograd's form
     float output_scale = 0.0F; // above 0: writes uint8 of that scale
     std::vector<std::pair<std::string, Tensor>> tensors;
 
@@ -135,6 +137,12 @@ struct Plan {
     bool has_mask() const {
         return output_kind == OutputKind::sigmoid ? output_channels == 1
                                                   : output_kind == OutputKind::softmax && output_channels <= 256;
+    }
+    // Exact tiles begin at multiples of this, so that poolings fall as in the whole image, and where rounding depends
+    // on it the pixels that Winograd's form takes two by two.
+    int64_t grid() const {
+        const bool in_pairs = std::any_of(ops.begin(), ops.end(), [](const Op &op) { return op.winograd; });
+        return int64_t{multiple} * (in_pairs ? 2 : 1);
     }
     bool legal(int64_t side) const { return side >= minimum && side % multiple == remainder; }
     // The smallest legal side that is not below `side`.

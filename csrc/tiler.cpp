@@ -55,9 +55,9 @@ TileAxis overlapping_axis(const Plan &plan, int64_t size, int64_t side, int64_t 
     return axis;
 }
 
-// Tiles at multiples of `multiple`, so that poolings fall as in the whole image, of which only pixels count that are
-// far enough from a cut to know nothing of it.  Where there is room, at multiples of four times that: then the 4x4
-// tiles of Winograd's convolutions fall as in the whole image too, and nearly all pixels come out in the same bits.
+// Tiles at multiples of the plan's grid, of which only pixels count that are far enough from a cut to know nothing of
+// it. Where there is room, at multiples of four times `multiple`: then the 4x4 tiles of Winograd's convolutions in
+// floating point fall as in the whole image too, and nearly all pixels come out in the same bits.
 TileAxis exact_axis(const Plan &plan, int64_t size, int64_t largest_side) {
     const TileAxis whole = whole_axis(plan, size);
     if (whole.side <= largest_side)
@@ -71,11 +71,11 @@ TileAxis exact_axis(const Plan &plan, int64_t size, int64_t largest_side) {
     // Tiles of one size begin at the steps, and the last one ends with the image; so its size may have to be larger by
     // what the image is beyond a whole number of steps.
     const bool roomy = largest_side - lost >= 8 * plan.multiple;
-    const int64_t grid = roomy ? 4 * plan.multiple : plan.multiple;
+    const int64_t grid = roomy ? 4 * plan.multiple : plan.grid();
     const int64_t largest_step = (largest_side - lost - (grid - plan.multiple)) / grid * grid;
     if (largest_side <= lost || largest_step == 0)
         refuse("tile ", largest_side, " is too small for exact tiling: this network needs at least ",
-               plan.next_legal(lost + plan.multiple));
+               plan.next_legal(lost + 2 * grid - plan.multiple));
     // As many tiles as needed, then as small as they may be for that number.
     const int64_t inner = whole.core - 2 * edge;
     const int64_t most = (inner + largest_step - 1) / largest_step;

@@ -33,6 +33,8 @@ UPSAMPLINGS = ("nearest", "bilinear", "bilinear_corners")
 OUTPUTS = ("sigmoid", "softmax", "identity")
 LARGEST_KERNEL = 4
 LARGEST_PAD = 4096
+#: The `arithmetic` of an int8 op whose weights stand at the positions of Winograd's form.
+WINOGRAD = "int8_winograd"
 
 
 class GraphError(ValueError):
@@ -107,6 +109,18 @@ class Normalisation:
         return cls(values["kind"], tuple(map(float, values["mean"])), tuple(map(float, values["std"])))
 
 
+def in_winograd_form(node: Node) -> bool:
+    """Whether the weights of the node stand at the positions of Winograd's form."""
+    return node.attributes.get("arithmetic") == WINOGRAD
+
+
+def has_winograd_form(node: Node) -> bool:
+    """Whether the node is a 3x3 convolution that keeps height and width, behind an upsampling or not."""
+    attributes = node.attributes
+    is_square = node.kind == "up_conv" or (node.kind == "conv" and attributes.get("kernel") == [3, 3])
+    return is_square and attributes.get("padding") == [1, 1, 1, 1]
+
+
 class Graph:
     """Nodes in the order of computation, each reading what earlier ones wrote.
 
@@ -153,6 +167,8 @@ class Graph:
         for tensor in node.outputs:
             if tensor in self.shapes:
                 raise GraphError(f"{node.name}: writes {tensor!r}, which exists already")
+        if in_winograd_form(node):
+            _require(node, has_winograd_form(node), "has no Winograd form")
         shapes = RULES[node.kind](node, *(self.shapes[tensor] for tensor in node.inputs))
         if len(shapes) != len(node.outputs):
             raise GraphError(f"{node.name}: {node.kind} has {len(shapes)} outputs, got {len(node.outputs)}")
@@ -374,7 +390,8 @@ def _convolved(node: Node, x: Shape) -> tuple[Size, Size]:
 def _conv_rule(node: Node, x: Shape) -> list[Shape]:
     _activation(node, FUSED_ACTIVATIONS)
     height, width = _convolved(node, x)
-    outputs, *_ = _tensor(node, "weight", None, *node.attributes["kernel"], x.channels)
+    taps = (4, 4) if in_winograd_form(node) else node.attributes["kernel"]
+    outputs, *_ = _tensor(node, "weight", None, *taps, x.channels)
     _tensor(node, "bias", outputs)
     y = Shape(height, width, outputs)
     return [y, Shape(height.over(2), width.over(2), outputs)][: max(1, len(node.outputs))]
@@ -488,8 +505,9 @@ def _up_conv_rule(node: Node, *shapes: Shape) -> list[Shape]:
     padding = _whole_numbers(node, "padding", 4, 0, 1)
     _require(node, len(set(padding)) == 1, f"padding must be the same on all sides, got {padding}")
     _crop_fits(node, skip, low.height.times(2), low.width.times(2))
-    outputs, *_ = _tensor(node, "weight_skip", None, 3, 3, skip.channels)
-    _tensor(node, "weight_up", 2, 2, outputs, 2, 2, low.channels)
+    more = 1 if in_winograd_form(node) else 0  # positions than taps, along each axis
+    outputs, *_ = _tensor(node, "weight_skip", None, 3 + more, 3 + more, skip.channels)
+    _tensor(node, "weight_up", 2, 2, outputs, 2 + more, 2 + more, low.channels)
     _tensor(node, "bias", 3, 3, outputs)
     taken = 2 * padding[0] - 2
     return [Shape(low.height.times(2).plus(taken), low.width.times(2).plus(taken), outputs)]

@@ -62,7 +62,7 @@ def _heading(document: dict[str, Any]) -> list[str]:
 
 
 def quantisation_lines(document: dict[str, Any]) -> list[str]:
-    """What freezing in int8 measured, and which ops it kept in floating point; nothing for other files."""
+    """What freezing in int8 measured, and which ops it kept in a finer form; nothing for other files."""
     found = document.get("quantisation")
     if found is None:
         return []
@@ -71,6 +71,8 @@ def quantisation_lines(document: dict[str, Any]) -> list[str]:
         f"(gate {found['gate']:g})"
     ]
     lines += [f"  kept        {kept['op']} in floating point: {kept['why']}" for kept in found["kept"]]
+    # Files from before there was Winograd's form have no such list.
+    lines += [f"  direct      {direct['op']} in the direct form: {direct['why']}" for direct in found.get("direct", [])]
     return lines
 
 
@@ -81,7 +83,7 @@ def _table(graph: Graph, side: int, element_bytes: int) -> list[str]:
         spent = cost(graph, node, side, side, element_bytes)
         numbers = (spent.flops, spent.bytes, spent.weights)
         totals = [total + number for total, number in zip(totals, numbers, strict=True)]
-        mark = node.attributes.get("arithmetic", "fused" if node.kind in FUSED else "plain")
+        mark = node.attributes.get("arithmetic", "fused" if node.kind in FUSED else "plain").replace("_", " ")
         rows.append((str(index), node.kind, mark, node.name, _written(graph, node, side), *_numbers(numbers)))
     rows.append(("", "total", "", "", "", *_numbers(totals)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

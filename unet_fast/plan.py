@@ -6,6 +6,7 @@ slot, and a slot is as large as its largest tensor at the size that runs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from .graph import IMAGE, Graph, Node, Shape
@@ -108,7 +109,10 @@ def _halo(reader: Node) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one op for one image: 2 floating point operations per multiply-add; bytes read and written once each."""
+    """Of one op for one image: 2 floating point operations per multiply-add; bytes read and written once each.
+
+    Multiply-adds are those of the direct form, also of an op in Winograd's form, which needs fewer.
+    """
 
     flops: int
     bytes: int
@@ -125,17 +129,17 @@ def cost(graph: Graph, node: Node, height: int, width: int, element_bytes: int =
     outputs = [graph.shapes[name] for name in node.outputs] or [graph.result]
     weights = sum(array.size for array in node.tensors.values())
     moved = sum(values(shape) for shape in (*inputs, *outputs)) + weights
-    if node.attributes.get("arithmetic") == "int8":
+    if "arithmetic" in node.attributes:
         element_bytes = 1
     pixels = values(outputs[0]) // outputs[0].channels
     tensors = node.tensors
     if node.kind in ("stem", "conv"):
-        multiply_adds = pixels * tensors["weight"].size
+        multiply_adds = values(outputs[0]) * inputs[0].channels * math.prod(node.attributes["kernel"])
     elif node.kind == "head":
         multiply_adds = pixels * (tensors["weight"].size + tensors["head_weight"].size)
     elif node.kind == "up_conv":
-        # Each pixel takes one of the four phases.
-        multiply_adds = pixels * (tensors["weight_up"].size // 4 + tensors["weight_skip"].size)
+        # Each pixel takes one of the four phases, of 2x2 taps.
+        multiply_adds = values(outputs[0]) * (4 * inputs[0].channels + 9 * inputs[1].channels)
     elif node.kind == "concat_conv":
         multiply_adds = pixels * (tensors["weight_a"].size + tensors["weight_b"].size)
     elif node.kind == "conv_transpose":

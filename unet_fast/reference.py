@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .graph import IMAGE, Array, Graph, GraphError, Node, Normalisation
+from .graph import IMAGE, Array, Graph, GraphError, Node, Normalisation, in_winograd_form
 
 
 def to_unit(image: Array) -> Array:
@@ -155,6 +155,67 @@ def correlate(x: Array, weight: Array, padding: list[int]) -> Array:
     return y
 
 
+#: Winograd's F(2x2, 3x3) and its like for a 2x2 convolution: [a, i] says how often output a of a tile takes position i.
+_FROM_POSITIONS = np.array([[1, 2, 1, 0], [0, 2, -1, -1]])
+_FROM_LOW_POSITIONS = np.array([[1, 1, 0], [0, 1, 1]])
+
+
+def winograd(x: Array, weight: Array) -> Array:
+    """The sums of a 3x3 convolution of bytes with padding 1 in Winograd's form, as `docs/design.md` defines them.
+
+    x (N, h, w, C), weight (O, 4, 4, C) at the positions -> (N, h, w, O).
+    """
+
+    def positions(x: Array, axis: int, tiles: int, rounding: int) -> list[Array]:
+        p, q, r, s = (_every_other(x, axis, first, tiles) for first in range(4))
+        return [_cut(p - r), (q + r + rounding) // 2, _cut(r - q), _cut(q - s)]
+
+    count, height, width, _ = x.shape
+    rows, columns = -(-height // 2), -(-width // 2)
+    y = np.zeros((count, 2 * rows, 2 * columns, len(weight)), x.dtype)
+    around = padded(x, [1, 1, 1 + height % 2, 1 + width % 2])
+    for i, v in enumerate(positions(around, 1, rows, 1)):
+        for j, u in enumerate(positions(v, 2, columns, 0)):
+            product = u @ weight[:, i, j].T
+            for a, b in np.ndindex(2, 2):
+                y[:, a::2, b::2] += _FROM_POSITIONS[a, i] * _FROM_POSITIONS[b, j] * product
+    return y[:, :height, :width]
+
+
+def winograd_up(low: Array, weight: Array) -> Array:
+    """What `low` gives to the sums of an `up_conv` with padding 1 in Winograd's form, likewise.
+
+    low (N, h, w, C), weight (2, 2, O, 3, 3, C) -> (N, 2h, 2w, O).
+    """
+
+    def positions(x: Array, axis: int, tiles: int, phase: int) -> list[Array]:
+        p, q, r = (_every_other(x, axis, first, tiles) for first in range(phase, phase + 3))
+        return [_cut(q - p if phase else p - q), q, _cut(r - q)]
+
+    count, height, width, _ = low.shape
+    rows, columns = -(-height // 2), -(-width // 2)
+    y = np.zeros((count, 4 * rows, 4 * columns, weight.shape[2]), low.dtype)
+    around = padded(low, [1, 1, 1 + height % 2, 1 + width % 2])
+    for phase_y, phase_x in np.ndindex(2, 2):
+        for i, v in enumerate(positions(around, 1, rows, phase_y)):
+            for j, u in enumerate(positions(v, 2, columns, phase_x)):
+                product = u @ weight[phase_y, phase_x, :, i, j].T
+                for k, m in np.ndindex(2, 2):
+                    factor = _FROM_LOW_POSITIONS[k, i] * _FROM_LOW_POSITIONS[m, j]
+                    y[:, 2 * k + phase_y :: 4, 2 * m + phase_x :: 4] += factor * product
+    return y[:, : 2 * height, : 2 * width]
+
+
+def _every_other(x: Array, axis: int, first: int, count: int) -> Array:
+    """So many rows (axis 1) or columns (axis 2) of x, every second one from `first` on."""
+    return np.take(x, range(first, first + 2 * count, 2), axis)
+
+
+def _cut(x: Array) -> Array:
+    """As a signed byte holds it."""
+    return np.clip(x, -128, 127)
+
+
 def pooled(x: Array, mode: str, kernel: list[int]) -> Array:
     count, height, width, channels = x.shape
     windows = x.reshape(count, height // kernel[0], kernel[0], width // kernel[1], kernel[1], channels)
@@ -190,8 +251,11 @@ def l2_normalised(x: Array, mode: str) -> Array:
 
 
 def _conv(node: Node, weights: dict[str, Array], x: Array) -> list[Array]:
-    sums = correlate(x, weights["weight"], node.attributes["padding"]) + weights["bias"]
-    y = _act(node, sums, weights.get("scale"))
+    if in_winograd_form(node):
+        sums = winograd(x, weights["weight"])
+    else:
+        sums = correlate(x, weights["weight"], node.attributes["padding"])
+    y = _act(node, sums + weights["bias"], weights.get("scale"))
     return [y, pooled(y, "max", [2, 2])] if len(node.outputs) == 2 else [y]
 
 
@@ -212,6 +276,15 @@ def _concat_conv(node: Node, weights: dict[str, Array], a: Array, b: Array) -> l
 
 
 def _up_conv(node: Node, weights: dict[str, Array], low: Array, skip: Array) -> list[Array]:
+    if in_winograd_form(node):
+        y = winograd_up(low, weights["weight_up"]) + winograd(skip, weights["weight_skip"])
+    else:
+        y = _up_sums(node, weights, low, skip)
+    rows, columns = (_border(size, node.attributes["padding"][0]) for size in y.shape[1:3])
+    return [_act(node, y + weights["bias"][rows[:, None], columns], weights.get("scale"))]
+
+
+def _up_sums(node: Node, weights: dict[str, Array], low: Array, skip: Array) -> Array:
     padding = node.attributes["padding"][0]
     top, left = node.attributes["crop"]
     height, width = (2 * size + 2 * padding - 2 for size in low.shape[1:3])
@@ -229,8 +302,7 @@ def _up_conv(node: Node, weights: dict[str, Array], low: Array, skip: Array) -> 
                 for b in (0, 1):
                     window = around[:, first_rows + 1 + a][:, :, first_columns + 1 + b]
                     y[:, rows[:, None], columns] += window @ weights["weight_up"][phase_y, phase_x, :, a, b].T
-    bias = weights["bias"][_border(height, padding)[:, None], _border(width, padding)]
-    return [_act(node, y + bias, weights.get("scale"))]
+    return y
 
 
 def _border(size: int, padding: int) -> Array:

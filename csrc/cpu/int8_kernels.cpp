@@ -4,99 +4,10 @@
 // The microkernel is a block of P pixel vectors x 4 output channels that lives in registers while all planes and taps
 // stream past: per plane and tap, P loads of pixels, 4 broadcasts of weights, 4 * P multiply-adds.
 
-#include "int8_kernels.h"
-
-#include "isa_name.h"
-#include "lane_orders.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__ARM_FEATURE_MATMUL_INT8)
-#include <arm_neon.h>
-#endif
+#include "int8_vector.h"
 
 namespace uf {
 namespace {
-
-#if defined(__AVX512VNNI__)
-constexpr int lane_count = 16, most_vectors = 6;
-#elif defined(__AVX512BW__)
-constexpr int lane_count = 16, most_vectors = 4;
-#elif defined(__AVX2__)
-constexpr int lane_count = 8, most_vectors = 2;
-#elif defined(__ARM_FEATURE_MATMUL_INT8)
-constexpr int lane_count = 4, most_vectors = 6;
-#else
-constexpr int lane_count = 4, most_vectors = 2;
-#endif
-
-typedef int32_t Ints __attribute__((vector_size(lane_count * 4), may_alias));
-typedef uint32_t Words __attribute__((vector_size(lane_count * 4), may_alias));
-typedef float Floats __attribute__((vector_size(lane_count * 4), may_alias));
-typedef uint8_t Bytes __attribute__((vector_size(lane_count * 4), may_alias));
-// The same at any address of a pixel.
-typedef Ints LooseInts __attribute__((aligned(4)));
-typedef Words LooseWords __attribute__((aligned(4)));
-typedef Floats LooseFloats __attribute__((aligned(4)));
-
-inline Ints splat(int32_t value) { return Ints{} + value; }
-inline Floats splat(float value) { return Floats{} + value; }
-
-// uint8 pixels times int8 weights.
-struct ByteProducts {
-    static constexpr bool interleaves = true, may_overflow = false;
-    typedef Ints Sum;
-    typedef int32_t Bias;
-#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
-    static constexpr int weight_words = 1;
-    typedef Ints Pixels;
-    typedef Ints Weights;
-    static Pixels load(const char *from) { return *reinterpret_cast<const LooseInts *>(from); }
-    static Weights broadcast(const int32_t *words) { return splat(*words); }
-    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
-#if defined(__AVX512VNNI__)
-        sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)pixels, (__m512i)weights);
-#else
-        sum = (Ints)vusdotq_s32((int32x4_t)sum, (uint8x16_t)pixels, (int8x16_t)weights);
-#endif
-    }
-#elif defined(__AVX2__)
-    // In 16 bits, because the instruction that multiplies bytes saturates the sum of two products.
-    static constexpr int weight_words = 2;
-    struct Pixels {
-        Ints even, odd; // channels 0 and 2, 1 and 3
-    };
-    typedef Pixels Weights;
-    static Pixels load(const char *from) {
-        const Words words = *reinterpret_cast<const LooseWords *>(from);
-        return {(Ints)(words & 0x00FF00FFU), (Ints)(words >> 8 & 0x00FF00FFU)};
-    }
-    static Weights broadcast(const int32_t *words) { return {splat(words[0]), splat(words[1])}; }
-    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
-        sum += products(pixels.even, weights.even);
-        sum += products(pixels.odd, weights.odd);
-    }
-    static Ints products(Ints a, Ints b) {
-#if defined(__AVX512BW__)
-        return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#else
-        return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#endif
-    }
-#else
-    static constexpr int weight_words = 1;
-    typedef Words Pixels;
-    typedef int32_t Weights;
-    static Pixels load(const char *from) { return *reinterpret_cast<const LooseWords *>(from); }
-    static Weights broadcast(const int32_t *words) { return *words; }
-    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
-        for (int channel = 0; channel < 4; ++channel) {
-            const int32_t weight = static_cast<int8_t>(static_cast<uint32_t>(weights) >> 8 * channel);
-            sum += (Ints)(pixels >> 8 * channel & 0xFFU) * weight;
-        }
-    }
-#endif
-};
 
 // float32 pixels, of the image, times float32 weights.
 struct FloatProducts {
@@ -111,65 +22,8 @@ struct FloatProducts {
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) { sum += pixels * weights; }
 };
 
-// Adds the products of one part to every `step`-th vector of sums from `first` on.
-template <class Products, int first, int step, int P>
-__attribute__((always_inline)) inline void accumulate(typename Products::Sum (&sum)[plane_outputs][P],
-                                                      const PlaneTaps &part) {
-    constexpr int count = P / step, tap_words = plane_outputs * Products::weight_words;
-    int64_t pixels[count];
-#pragma GCC unroll 8
-    for (int v = 0; v < count; ++v)
-        pixels[v] = part.pixels[v];
-    const char *plane = part.input;
-    const int32_t *weights = reinterpret_cast<const int32_t *>(part.weights);
-    for (int i = 0; i < part.planes; ++i, plane += part.plane_stride) {
-        for (int t = 0; t < part.tap_count; ++t, weights += tap_words) {
-            const char *from = plane + part.taps[t];
-            typename Products::Pixels loaded[count];
-#pragma GCC unroll 8
-            for (int v = 0; v < count; ++v)
-                loaded[v] = Products::load(from + pixels[v]);
-#pragma GCC unroll 4
-            for (int o = 0; o < plane_outputs; ++o) {
-                const typename Products::Weights weight = Products::broadcast(weights + o * Products::weight_words);
-#pragma GCC unroll 8
-                for (int v = 0; v < count; ++v)
-                    Products::multiply_add(sum[o][first + step * v], loaded[v], weight);
-            }
-        }
-    }
-}
-
 inline Floats to_floats(Ints sum) { return __builtin_convertvector(sum, Floats); }
 inline Floats to_floats(Floats sum) { return sum; }
-
-// Four vectors of numbers, of which none is below -2^31, as the bytes of one plane.
-inline Ints to_bytes(const Floats (&value)[plane_outputs]) {
-#if defined(__AVX512BW__)
-    // g++ 12 warns about the form without a mask.
-    const auto rounded = [](Floats from) { return _mm512_maskz_cvtps_epi32(0xFFFF, (__m512)from); };
-    const __m512i low = _mm512_packs_epi32(rounded(value[0]), rounded(value[1]));
-    const __m512i high = _mm512_packs_epi32(rounded(value[2]), rounded(value[3]));
-    const __m512i order = _mm512_set4_epi32(0x0F0B0703, 0x0E0A0602, 0x0D090501, 0x0C080400);
-    return (Ints)_mm512_shuffle_epi8(_mm512_packus_epi16(low, high), order);
-#elif defined(__AVX2__)
-    const auto rounded = [](Floats from) { return _mm256_cvtps_epi32((__m256)from); };
-    const __m256i low = _mm256_packs_epi32(rounded(value[0]), rounded(value[1]));
-    const __m256i high = _mm256_packs_epi32(rounded(value[2]), rounded(value[3]));
-    const __m256i order = _mm256_setr_epi32(0x0C080400, 0x0D090501, 0x0E0A0602, 0x0F0B0703, 0x0C080400, 0x0D090501,
-                                            0x0E0A0602, 0x0F0B0703);
-    return (Ints)_mm256_shuffle_epi8(_mm256_packus_epi16(low, high), order);
-#else
-    Ints bytes = {};
-    for (int o = 0; o < plane_outputs; ++o) {
-        Floats cut = value[o] > 0.0F ? value[o] : splat(0.0F);
-        // Adding 1.5 * 2^23 rounds to a whole number, which then stands in the lowest bits.
-        cut = (cut < 255.0F ? cut : splat(255.0F)) + 12582912.0F;
-        bytes |= ((Ints)cut & 0xFF) << 8 * o;
-    }
-    return bytes;
-#endif
-}
 
 template <class Products, int P, bool interleaved> void convolve_block(const PlaneBlock &block) {
     typename Products::Sum sum[plane_outputs][P];
@@ -284,8 +138,21 @@ void head_planes(const PlaneHead &head) {
     }
 }
 
-const Int8Kernels table = {UF_STRING(UF_ISA), lane_count,      most_vectors, ByteProducts::weight_words,
-                           convolve_bytes,    convolve_floats, pool_plane,   head_planes};
+} // namespace
+
+extern const Int8WinogradKernels UF_JOIN(int8_winograd_kernels_, UF_ISA); // of int8_winograd_kernels.cpp
+
+namespace {
+
+const Int8Kernels table = {UF_STRING(UF_ISA),
+                           lane_count,
+                           most_vectors,
+                           ByteProducts::weight_words,
+                           convolve_bytes,
+                           convolve_floats,
+                           pool_plane,
+                           head_planes,
+                           &UF_JOIN(int8_winograd_kernels_, UF_ISA)};
 
 } // namespace
 

@@ -65,6 +65,8 @@ struct PlaneHead {
     int64_t pixels;
 };
 
+struct Int8WinogradKernels; // int8_winograd_kernels.h
+
 struct Int8Kernels {
     const char *isa;
     int lanes;        // pixels in a vector
@@ -74,6 +76,7 @@ struct Int8Kernels {
     void (*convolve_floats)(const PlaneBlock &block); // weights are one float32 per output, plane and tap
     void (*pool)(const PlanePool &pool);
     void (*head)(const PlaneHead &head);
+    const Int8WinogradKernels *winograd;
 };
 
 const Int8Kernels *int8_kernels_portable();

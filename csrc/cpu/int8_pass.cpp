@@ -99,7 +99,10 @@ const Int8Kernels &choose_int8_kernels(const std::string &isa) {
 Int8Program::Int8Program(const Plan &of, const std::string &isa) : plan(of), kernels(choose_int8_kernels(isa)) {
     for (const Op &op : plan.ops) {
         convolutions.emplace_back();
-        if (op.int8 || (op.kind == OpKind::stem && runs(op)))
+        winograd.emplace_back();
+        if (op.winograd)
+            winograd.back() = prepare_plane_winograd(op, plan, kernels);
+        else if (op.int8 || (op.kind == OpKind::stem && runs(op)))
             convolutions.back() = prepare_plane_convolution(op, plan, kernels);
     }
 }
@@ -135,6 +138,17 @@ size_t Int8Buffers::image_bytes() const {
 }
 
 size_t Int8Buffers::scratch_bytes() const {
+    size_t bytes = head_scratch_bytes();
+    for (size_t i = 0; i < program_.winograd.size(); ++i) {
+        if (!program_.winograd[i])
+            continue;
+        const Planes &to = planes_[static_cast<size_t>(program_.plan.ops[i].outputs[0])];
+        bytes = std::max(bytes, static_cast<size_t>(WinogradBands(*program_.winograd[i], to.height, to.width).bytes));
+    }
+    return bytes;
+}
+
+size_t Int8Buffers::head_scratch_bytes() const {
     const Op &last = program_.plan.ops.back();
     const std::optional<PlaneConvolution> &convolution = program_.convolutions.back();
     if (!convolution)
@@ -168,7 +182,10 @@ void Int8Buffers::run(size_t index, const Pass &pass, const Activations *activat
         convolve(op, *program_.convolutions[index], pass.count, pool);
         break;
     default:
-        convolve(op, *program_.convolutions[index], pass.count, pool);
+        if (program_.winograd[index])
+            convolve(op, *program_.winograd[index], pass.count, pool, scratch, scratch_size);
+        else
+            convolve(op, *program_.convolutions[index], pass.count, pool);
         break;
     }
 }
@@ -201,6 +218,33 @@ void Int8Buffers::convolve(const Op &op, const PlaneConvolution &convolution, in
             for (int64_t plane = group; plane < stop; ++plane)
                 finish_plane(to, pooled, image, plane, begin, end);
         }
+    });
+}
+
+// A task is a band, or some groups of one where there are too few bands; each of these transforms the windows anew.
+void Int8Buffers::convolve(const Op &op, const PlaneWinograd &convolution, int count, ThreadPool &pool,
+                           std::byte *scratch, size_t scratch_size) const {
+    const Planes *sources[2] = {};
+    for (size_t i = 0; i < op.inputs.size(); ++i)
+        sources[i] = &planes_[static_cast<size_t>(op.inputs[i])];
+    const Planes &to = planes_[static_cast<size_t>(op.outputs[0])];
+    const Planes *pooled = op.outputs.size() == 2 ? &planes_[static_cast<size_t>(op.outputs[1])] : nullptr;
+    const WinogradBands bands(convolution, to.height, to.width);
+    const int64_t groups = convolution.groups, tasks = count * bands.bands;
+    // Below 64 outputs transforms take more than a tenth of a task.
+    constexpr int64_t least_groups = 16;
+    const int64_t wanted = pool.threads() == 1 ? 1 : divide_up(4 * int64_t{pool.threads()}, tasks);
+    const int64_t split = std::clamp(wanted, int64_t{1}, std::max(int64_t{1}, groups / least_groups));
+
+    pool.run(split * tasks, [&](int64_t task, int worker) {
+        const int64_t part = task / tasks, image = task / bands.bands % count, band = task % bands.bands;
+        const auto first = static_cast<int>(part * groups / split),
+                   last = static_cast<int>((part + 1) * groups / split);
+        convolve_winograd(convolution, program_.kernels, sources, to, bands, image, band, first, last,
+                          scratch + static_cast<size_t>(worker) * scratch_size);
+        const int64_t begin = band * bands.rows, end = std::min<int64_t>(begin + bands.rows, to.height);
+        for (int plane = first; plane < last; ++plane)
+            finish_plane(to, pooled, image, plane, begin, end);
     });
 }
 

@@ -10,6 +10,7 @@
 #include "executor.h"
 #include "plan.h"
 #include "plane_convolution.h"
+#include "plane_winograd.h"
 #include "planes.h"
 #include "thread_pool.h"
 
@@ -27,7 +28,8 @@ class Int8Program {
 
     const Plan &plan;
     const Int8Kernels &kernels;
-    std::vector<std::optional<PlaneConvolution>> convolutions; // per op
+    std::vector<std::optional<PlaneConvolution>> convolutions; // per op: one of these two, or neither
+    std::vector<std::optional<PlaneWinograd>> winograd;
 };
 
 // Its tensors for images of one shape.
@@ -55,7 +57,10 @@ class Int8Buffers {
              size_t scratch_size) const;
 
   private:
+    size_t head_scratch_bytes() const;
     void convolve(const Op &op, const PlaneConvolution &convolution, int count, ThreadPool &pool) const;
+    void convolve(const Op &op, const PlaneWinograd &convolution, int count, ThreadPool &pool, std::byte *scratch,
+                  size_t scratch_size) const;
     void finish_plane(const Planes &to, const Planes *pooled, int64_t image, int64_t plane, int64_t begin,
                       int64_t end) const;
     void head(const Op &op, const PlaneConvolution &convolution, const Pass &pass, ThreadPool &pool, std::byte *scratch,

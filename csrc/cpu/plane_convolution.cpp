@@ -72,13 +72,10 @@ template <class Element> class PlaneBuilder {
                 part.first + output * part.output_stride + static_cast<int64_t>(tap) * part.channels + channel;
             std::copy_n(from, std::min(plane_channels, part.channels - channel), values);
         }
-        if (words_ == 1) {
-            std::memcpy(to, values, 4);
-        } else {
-            const int16_t wide[] = {static_cast<int16_t>(values[0]), static_cast<int16_t>(values[2]),
-                                    static_cast<int16_t>(values[1]), static_cast<int16_t>(values[3])};
-            std::memcpy(to, wide, sizeof wide);
-        }
+        if constexpr (plane_channels == 4)
+            pack_weight_words(values, words_, to);
+        else
+            std::memcpy(to, values, sizeof(Element));
     }
 
     PlaneConvolution &result_;
@@ -270,6 +267,15 @@ class BandLoop {
 };
 
 } // namespace
+
+void pack_weight_words(const int8_t (&values)[4], int words, std::byte *to) {
+    if (words == 1) {
+        std::memcpy(to, values, 4);
+        return;
+    }
+    const int16_t wide[] = {values[0], values[2], values[1], values[3]};
+    std::memcpy(to, wide, sizeof wide);
+}
 
 PlaneConvolution prepare_plane_convolution(const Op &op, const Plan &plan, const Int8Kernels &kernels) {
     PlaneConvolution result;

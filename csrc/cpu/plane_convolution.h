@@ -39,6 +39,9 @@ struct PlaneConvolution {
 // `op` is a stem with uint8 output or an int8 op of the plan, checked by check_plan.
 PlaneConvolution prepare_plane_convolution(const Op &op, const Plan &plan, const Int8Kernels &kernels);
 
+// The weights of four channels of one output, as `words` words of 32 bits: see Int8Kernels::weight_words.
+void pack_weight_words(const int8_t (&values)[4], int words, std::byte *to);
+
 // Rows [begin, end) of groups [first_group, last_group) of an output of height x width.
 struct PlaneBand {
     int64_t image = 0;

@@ -88,6 +88,96 @@ double window(const float *weight, int64_t o, int64_t rows, int64_t columns, con
     return sum;
 }
 
+// -- Winograd's form of int8, as docs/design.md defines it -----------------------------------------------------------
+
+double cut(double number) { return std::clamp(number, -128.0, 127.0); }
+
+// What position i of four takes of a window's pixels; `rounding`: 1 up, 0 down.
+double of_window(const double (&pixel)[4], int64_t i, int rounding) {
+    switch (i) {
+    case 0:
+        return cut(pixel[0] - pixel[2]);
+    case 1:
+        return std::floor((pixel[1] + pixel[2] + rounding) / 2);
+    case 2:
+        return cut(pixel[2] - pixel[1]);
+    default:
+        return cut(pixel[1] - pixel[3]);
+    }
+}
+
+// What position i of three takes of a phase's window of the small tensor.
+double of_phase(const double (&pixel)[4], int64_t i, int64_t phase) {
+    if (i == 1)
+        return pixel[1];
+    const double difference = pixel[i] - pixel[1];
+    return cut(i == 0 && phase == 1 ? -difference : difference);
+}
+
+// The tiles of a field at `side` x `side` positions: (count, rows, columns, side, side, channels).
+struct Positions {
+    int64_t side = 0, rows = 0, columns = 0, channels = 0;
+    std::vector<float> values;
+
+    const float *at(int64_t n, int64_t row, int64_t column) const {
+        return values.data() + ((n * rows + row) * columns + column) * side * side * channels;
+    }
+};
+
+// Windows begin at (first_y, first_x) and every other pixel from there on; along(pixels, position, axis) is of_window
+// or of_phase.
+template <class Along>
+Positions transform(const Field &from, int64_t side, int64_t first_y, int64_t first_x, const Along &along) {
+    Positions result;
+    result.side = side;
+    result.rows = (from.height + 1) / 2;
+    result.columns = (from.width + 1) / 2;
+    result.channels = from.channels;
+    for (int64_t n = 0; n < from.count; ++n)
+        for (int64_t y = first_y; y < first_y + 2 * result.rows; y += 2)
+            for (int64_t x = first_x; x < first_x + 2 * result.columns; x += 2)
+                for (int64_t i = 0; i < side; ++i)
+                    for (int64_t j = 0; j < side; ++j)
+                        for (int64_t c = 0; c < from.channels; ++c) {
+                            double row[4];
+                            for (int64_t dx = 0; dx < 4; ++dx) {
+                                double pixel[4];
+                                for (int64_t dy = 0; dy < 4; ++dy)
+                                    pixel[dy] = from.read(n, y + dy, x + dx, c);
+                                row[dx] = along(pixel, i, 0);
+                            }
+                            result.values.push_back(static_cast<float>(along(row, j, 1)));
+                        }
+    return result;
+}
+
+Positions transform_windows(const Field &from) {
+    return transform(from, 4, -1, -1, [](const double (&pixel)[4], int64_t i, int axis) {
+        return of_window(pixel, i, axis == 0 ? 1 : 0);
+    });
+}
+
+Positions transform_phase(const Field &low, int64_t phase_y, int64_t phase_x) {
+    return transform(low, 3, phase_y - 1, phase_x - 1, [=](const double (&pixel)[4], int64_t i, int axis) {
+        return of_phase(pixel, i, axis == 0 ? phase_y : phase_x);
+    });
+}
+
+// Output (y, x) of the tiles, with weight (side, side, C); taken[a][i]: how often output a takes position i.
+template <size_t side>
+double from_tiles(const double (&taken)[2][side], const float *weight, const Positions &from, int64_t n, int64_t y,
+                  int64_t x) {
+    const float *at = from.at(n, y / 2, x / 2);
+    double sum = 0.0;
+    for (size_t i = 0; i < side; ++i)
+        for (size_t j = 0; j < side; ++j)
+            for (int64_t c = 0; c < from.channels; ++c)
+                sum += taken[y % 2][i] * taken[x % 2][j] * static_cast<double>(*weight++) * static_cast<double>(*at++);
+    return sum;
+}
+
+constexpr double from_window[2][4] = {{1, 2, 1, 0}, {0, 2, -1, -1}}, from_phase[2][3] = {{1, 1, 0}, {0, 1, 1}};
+
 double interpolate(UpsampleMode mode, int scale, const Field &from, int64_t n, int64_t y, int64_t x, int64_t c) {
     if (mode == UpsampleMode::nearest)
         return from.read(n, y / scale, x / scale, c);
@@ -224,6 +314,14 @@ class ReferenceContext final : public Context {
         const float *weight = op.tensor("weight").values.data(), *bias = op.tensor("bias").values.data();
         if (op.kind == OpKind::stem && op.output_scale > 0.0F)
             return stem_to_bytes(op, from, to);
+        if (op.winograd) {
+            const Positions tiles = transform_windows(from);
+            to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
+                const double sum = from_tiles(from_window, weight + o * 16 * from.channels, tiles, n, y, x);
+                to.at(n, y, x, o) = stored(sum + bias[o], o, op);
+            });
+            return;
+        }
         to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
             const double sum =
                 window(weight, o, op.kernel[0], op.kernel[1], from, n, y - op.padding[0], x - op.padding[1]);
@@ -254,6 +352,22 @@ class ReferenceContext final : public Context {
         const auto border = [&](int64_t position, int64_t size) {
             return padding == 0 ? 1 : position == 0 ? 0 : position == size - 1 ? 2 : 1;
         };
+        if (op.winograd) {
+            const Positions tiles = transform_windows(skip);
+            std::vector<Positions> phases;
+            for (int64_t phase = 0; phase < 4; ++phase)
+                phases.push_back(transform_phase(low, phase / 2, phase % 2));
+            to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
+                const int64_t phase = 2 * (y % 2) + x % 2;
+                const float *of_phase = weight_up + (phase * to.channels + o) * 9 * low.channels;
+                const double sum =
+                    from_tiles(from_phase, of_phase, phases[static_cast<size_t>(phase)], n, y / 2, x / 2) +
+                    from_tiles(from_window, weight_skip + o * 16 * skip.channels, tiles, n, y, x);
+                const int64_t border_class = 3 * border(y, to.height) + border(x, to.width);
+                to.at(n, y, x, o) = stored(sum + bias[border_class * to.channels + o], o, op);
+            });
+            return;
+        }
         to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
             const int64_t middle_y = y + 1 - padding, middle_x = x + 1 - padding;
             const int64_t phase_y = middle_y & 1, phase_x = middle_x & 1;

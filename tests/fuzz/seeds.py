@@ -1,4 +1,4 @@
-"""Where fuzzing begins: small engine files that between them have every op, kernels and int8.
+"""Where fuzzing begins: small engine files that between them have every op, kernels and int8 in both its forms.
 
 python -m tests.fuzz.seeds FOLDER       writes them, and some of a single op
 """
@@ -16,6 +16,7 @@ import numpy as np
 from tests import tiny
 from tests.fake_kernels import with_kernels
 from unet_fast import engine_file
+from unet_fast.graph import WINOGRAD, has_winograd_form
 
 
 def engine_files() -> dict[str, bytes]:
@@ -29,7 +30,22 @@ def engine_files() -> dict[str, bytes]:
         file = engine_file.read(path)
         tensors = {name: array for name, array in file.tensors.items() if not name.startswith("golden.")}
         files[path.stem] = engine_file.serialise(file.document | {"golden": []}, tensors)
+    files["int8_winograd"] = _in_winograd_form(files["version1_int8"])
     return files | {f"{name}_unsummed": without_checksum(data) for name, data in files.items()}
+
+
+def _in_winograd_form(data: bytes) -> bytes:
+    """An int8 file whose ops take Winograd's form where they have it, with their weights at its positions in turn."""
+    file = engine_file.read(data)
+    tensors = dict(file.tensors)
+    for op, node in zip(file.document["ops"], file.graph.nodes, strict=True):
+        if "arithmetic" in op and has_winograd_form(node):
+            op["arithmetic"] = WINOGRAD
+            for name, array in node.tensors.items():
+                if name.startswith("weight"):
+                    *outer, rows, columns, inputs = array.shape
+                    tensors[f"{node.name}.{name}"] = np.resize(array, (*outer, rows + 1, columns + 1, inputs))
+    return engine_file.serialise(file.document, tensors)
 
 
 def _shortened(path: Path) -> bytes:
@@ -80,18 +96,26 @@ def single_ops() -> dict[str, bytes]:
     integers = {"x.weight": square.astype(np.int8), "x.bias": one, "x.scale": one}
     ops = [{"op": "quantise", "output_scale": 1}, {"op": "conv"} | scaled | convolution, {"op": "dequantise"}]
     chain = [{"inputs": [name], **op} for name, op in zip("nqx", ops, strict=True)]
-    files["int8"] = _smallest([first, *chain, {"op": "output", "inputs": ["f"]}], "nqxf", precision="int8", **integers)
+    chain = [first, *chain, {"op": "output", "inputs": ["f"]}]
+    files["int8"] = _smallest(chain, "nqxf", precision="int8", **integers)
+    chain[2] = chain[2] | {"arithmetic": "int8_winograd", "kernel": [3, 3], "padding": [1] * 4}
+    integers["x.weight"] = np.ones((1, 4, 4, 1), np.int8)
+    files["int8_winograd"] = _smallest(chain, "nqxf", precision="int8", halo=1, **integers)
     return files
 
 
 def _smallest(
-    ops: list[dict[str, Any]], names: str = "nx", precision: str = "float32", **tensors: np.ndarray[Any, Any]
+    ops: list[dict[str, Any]],
+    names: str = "nx",
+    precision: str = "float32",
+    halo: int = 0,
+    **tensors: np.ndarray[Any, Any],
 ) -> bytes:
     """Ops that write buffers of one channel and the size of the image, the last one the result."""
     extent = [1, 0, 1]
     written = names[: len(ops) - 1]
     buffers = [
-        {"name": name, "channels": 1, "height": extent, "width": extent, "halo": 0, "slot": place - 1}
+        {"name": name, "channels": 1, "height": extent, "width": extent, "halo": halo, "slot": place - 1}
         for place, name in enumerate(["image", *written])
     ]
     outputs = [*([name] for name in written), []]

@@ -114,6 +114,28 @@ DAMAGED: dict[str, dict[str, Change]] = {
         "tiny steps": put("ops", 1, "output_scale", value=1e-30),
         "stem in int8": put("ops", 0, "arithmetic", value="int8"),
         "dequantise in int8": put("ops", 4, "arithmetic", value="int8"),
+        "weights not at positions": put("ops", 1, "arithmetic", value="int8_winograd"),
+        "weights of up_conv not at positions": put("ops", 3, "arithmetic", value="int8_winograd"),
+        "stem in Winograd's form": put("ops", 0, "arithmetic", value="int8_winograd"),
+        "dequantise in Winograd's form": put("ops", 4, "arithmetic", value="int8_winograd"),
+    },
+    "int8_winograd": {
+        "float precision": put("precision", value="fp16"),
+        "weights at positions in int8": put("ops", 1, "arithmetic", value="int8"),
+        "weights at positions in float": drop("ops", 1, "arithmetic"),
+        "no output scale": drop("ops", 3, "output_scale"),
+        "tiny steps": put("ops", 3, "output_scale", value=1e-30),
+        "leaky": all_of(put("ops", 2, "activation", value="leaky_relu"), put("ops", 2, "slope", value=0.1)),
+        "without padding": all_of(
+            put("ops", 2, "padding", value=[0] * 4), put("size", "minimum", value=6),
+            *(put("buffers", 4, side, value=[1, -4, 2]) for side in ("height", "width")),
+        ),
+        "positions as a kernel of 4 x 4": all_of(
+            put("ops", 2, "kernel", value=[4, 4]), put("ops", 2, "arithmetic", value="int8"),
+            put("size", "minimum", value=4),
+            *(put("buffers", 4, side, value=[1, -2, 2]) for side in ("height", "width")),
+        ),
+        "no zeros around": put("buffers", 1, "halo", value=0),
     },
 }  # fmt: skip
 
@@ -129,7 +151,8 @@ def wrong_files(plain: bytes) -> dict[str, bytes]:
         source = whole["version1_int8" if name == "int8" else name]
         files |= {f"{name} {case}": with_document(source, change) for case, change in changes.items()}
     for case, tensors in _tensors().items():
-        source = engine_file.read(tiny.GOLDEN_FOLDER / f"version1_{case.split()[0]}.unet")
+        name = case.split()[0]
+        source = engine_file.read(whole[name if name == "int8_winograd" else f"version1_{name}"])
         files[f"tensor {case}"] = engine_file.serialise(source.document, source.tensors | tensors)
     source = engine_file.read(plain)
     large = max((name for name in source.tensors if "weight" in name), key=lambda name: source.tensors[name].size)
@@ -244,8 +267,13 @@ def _chains() -> dict[str, bytes]:
     plain_stem = {"op": "stem", **one}
     leaky = {"activation": "leaky_relu", "slope": 0.1}
     wide = {"kernel": [4, 4], "padding": [1, 1, 2, 2]}
+    square = {"kernel": [3, 3], "padding": [1] * 4}
     return {
         "head": chain(dict(stem), head(), **head_tensors()),
+        "head of 3 x 3": chain(dict(stem), head(**square), **head_tensors((2, 3, 3, 2))),
+        "head in Winograd's form": chain(
+            dict(stem), head(**square, arithmetic="int8_winograd"), **head_tensors((2, 3, 3, 2))
+        ),
         "leaky head": chain(dict(stem), head(**leaky), **head_tensors()),
         "head to bytes": chain(dict(stem), head(output_scale=0.1), **head_tensors()),
         "head of two axes": chain(dict(stem), head(), **head_tensors() | {"head__bias": np.zeros((1, 2), np.float32)}),
@@ -290,6 +318,14 @@ def _tensors() -> dict[str, dict[str, np.ndarray[Any, Any]]]:
         "int8 NaN scale": {"down1.scale": bias * np.nan},
         "int8 three scales": {"down1.scale": np.ones(3, np.float32)},
         "int8 float weight": {"down1.weight": weight.astype(np.float32)},
+        "int8_winograd large sum": {"down1.weight": np.full((2, 4, 4, 2), -128, np.int8), "down1.scale": bias + 1e9},
+        "int8_winograd large sum of two": {
+            "joined.weight_up": np.full((2, 2, 2, 3, 3, 3), -128, np.int8),
+            "joined.weight_skip": np.full((2, 4, 4, 2), -128, np.int8),
+            "joined.scale": bias + 1e9,
+        },
+        "int8_winograd float weight": {"low.weight": np.ones((3, 4, 4, 2), np.float32)},
+        "int8_winograd taps": {"joined.weight_up": np.ones((2, 2, 2, 2, 2, 3), np.int8)},
     }
 
 

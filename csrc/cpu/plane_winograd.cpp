@@ -1,0 +1,296 @@
+#include "plane_winograd.h"
+
+#include <algorithm>
+
+#include "convolution.h"
+#include "plane_convolution.h"
+
+namespace uf {
+namespace {
+
+// What an output takes of its four positions along an axis, and a phase's of its three.
+constexpr int from_window[2][4] = {{1, 2, 1, 0}, {0, 2, -1, -1}}, from_phase[2][3] = {{1, 1, 0}, {0, 1, 1}};
+constexpr int zero = 128; // the byte of the number 0, at all positions but the one that averages both ways
+
+// Tiles of a band: so many that they fill a block of the widest kernels.
+constexpr int64_t band_tiles = 96;
+// Vectors are written whole, and the widest have 16 lanes.
+constexpr int64_t widest = 16;
+// Groups whose sums are kept at a time.  The positions of all planes are read once for each such lot.
+constexpr int groups_together = 4;
+
+// Tensor `name` (..., O, rows, columns, C) of int8; `lead`: what of the axes before O is chosen.
+struct Weights {
+    const int8_t *first;
+    int outputs, positions, channels;
+
+    Weights(const Op &op, const char *name, int lead, int of_outputs, int of_positions, int of_channels)
+        : first(op.tensor(name).integers.data() + int64_t{lead} * of_outputs * of_positions * of_channels),
+          outputs(of_outputs), positions(of_positions), channels(of_channels) {}
+
+    const int8_t *at(int output, int position) const {
+        return first + (int64_t{output} * positions + position) * channels;
+    }
+    int32_t sum(int output, int position) const {
+        const int8_t *const from = at(output, position);
+        int32_t result = 0;
+        for (int channel = 0; channel < channels; ++channel)
+            result += from[channel];
+        return result;
+    }
+};
+
+// The weights of one group at all positions; returns where they end.
+std::byte *pack(const Weights &weights, int group, int words, std::byte *to) {
+    for (int position = 0; position < weights.positions; ++position) {
+        for (int channel = 0; channel < weights.channels; channel += 4) {
+            for (int o = 0; o < plane_outputs; ++o, to += 4 * words) {
+                int8_t values[4] = {};
+                if (const int output = group * plane_outputs + o; output < weights.outputs)
+                    std::copy_n(weights.at(output, position) + channel, std::min(4, weights.channels - channel),
+                                values);
+                pack_weight_words(values, words, to);
+            }
+        }
+    }
+    return to;
+}
+
+// What the `zero` of each number adds to pixel (a, b) of a tile.
+template <int side>
+int32_t from_zeros(const Weights &weights, int output, const int (&row)[side], const int (&column)[side]) {
+    int32_t result = 0;
+    for (int i = 0; i < side; ++i)
+        for (int j = 0; j < side; ++j)
+            if ((i != 1 || j != 1) && row[i] * column[j] != 0)
+                result += zero * row[i] * column[j] * weights.sum(output, i * side + j);
+    return result;
+}
+
+} // namespace
+
+PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8Kernels &kernels) {
+    PlaneWinograd result;
+    const bool upsamples = op.kind == OpKind::up_conv;
+    const auto channels_of = [&](int input) { return plan.buffers[static_cast<size_t>(op.inputs[input])].channels; };
+    const int outputs = static_cast<int>(op.tensor("bias").shape.back()), words = kernels.weight_words;
+    result.source = upsamples ? 1 : 0;
+    result.planes = static_cast<int>(divide_up(channels_of(result.source), 4));
+    result.low_planes = upsamples ? static_cast<int>(divide_up(channels_of(0), 4)) : 0;
+    result.groups = static_cast<int>(divide_up(outputs, plane_outputs));
+    result.border_bias = upsamples;
+    const Weights windows(op, upsamples ? "weight_skip" : "weight", 0, outputs, window_positions,
+                          channels_of(result.source));
+    std::vector<Weights> phases;
+    for (int phase = 0; upsamples && phase < 4; ++phase)
+        phases.emplace_back(op, "weight_up", phase, outputs, phase_positions, channels_of(0));
+
+    const int64_t bytes_each = int64_t{plane_outputs} * words * 4;
+    result.window_weights = bytes_each * 4 * phase_positions * result.low_planes;
+    result.group_bytes = result.window_weights + bytes_each * window_positions * result.planes;
+    result.weights = AlignedMemory(static_cast<size_t>(result.group_bytes * result.groups));
+    std::byte *to = result.weights.data();
+    for (int group = 0; group < result.groups; ++group) {
+        for (const Weights &phase : phases)
+            to = pack(phase, group, words, to);
+        to = pack(windows, group, words, to);
+    }
+
+    const auto each_output = [&](const auto &body) {
+        for (int group = 0; group < result.groups; ++group)
+            for (int a = 0; a < 2; ++a)
+                for (int b = 0; b < 2; ++b)
+                    for (int o = 0; o < plane_outputs; ++o)
+                        body(group * plane_outputs + o, a, b);
+    };
+    const float *const bias = op.tensor("bias").values.data();
+    for (int border = 0; border < (upsamples ? 9 : 1); ++border) {
+        each_output([&](int output, int a, int b) {
+            result.bias.push_back(output >= outputs ? 0
+                                                    : static_cast<int32_t>(bias[border * outputs + output]) -
+                                                          from_zeros(windows, output, from_window[a], from_window[b]));
+        });
+    }
+    for (int group = 0; group < result.groups; ++group) {
+        for (const Weights &phase : phases) {
+            for (int i = 0; i < 4 * plane_outputs; ++i) {
+                const int output = group * plane_outputs + i % plane_outputs, k = i / 8, l = i / 4 % 2;
+                result.phase_constants.push_back(
+                    output >= outputs ? 0 : -from_zeros(phase, output, from_phase[k], from_phase[l]));
+            }
+        }
+    }
+    for (int output = 0; output < result.groups * plane_outputs; ++output)
+        result.multiplier.push_back(
+            output < outputs ? op.tensor("scale").values[static_cast<size_t>(output)] / op.output_scale : 0.0F);
+    return result;
+}
+
+WinogradBands::WinogradBands(const PlaneWinograd &convolution, int64_t height, int64_t width) {
+    const bool upsamples = convolution.low_planes > 0;
+    const int64_t across = divide_up(width, 2), down = divide_up(height, 2), low_across = divide_up(across, 2);
+    // A tile of the small tensor gives two rows of tiles.
+    const int64_t tile_rows = round_up(std::clamp(divide_up(band_tiles, across), int64_t{1}, down), upsamples ? 2 : 1);
+    rows = 2 * tile_rows;
+    bands = divide_up(height, rows);
+    // Vectors that begin inside a row are written whole.
+    tile_stride = 4 * (round_up(tile_rows * across, widest) + widest);
+    low_stride = upsamples ? 4 * (round_up(tile_rows / 2 * low_across, widest) + widest) : 0;
+    row_stride = 8 * round_up(across, widest);
+    addend_stride = tile_rows * row_stride;
+    low_positions = window_positions * convolution.planes * tile_stride;
+    sums = low_positions + uf::low_positions * convolution.low_planes * low_stride;
+    low_sums = sums + groups_together * window_positions * plane_outputs * tile_stride;
+    addends = low_sums + groups_together * phase_positions * plane_outputs * low_stride;
+    spare_row = addends + (upsamples ? groups_together * 4 * plane_outputs * addend_stride : 0);
+    bytes = spare_row + row_stride;
+}
+
+namespace {
+
+// One band of one image.
+class WinogradBand {
+  public:
+    WinogradBand(const PlaneWinograd &convolution, const Int8Kernels &kernels, const Planes *const *sources,
+                 const Planes &to, const WinogradBands &bands, int64_t image, int64_t band, std::byte *scratch)
+        : convolution_(convolution), kernels_(kernels), to_(to), bands_(bands),
+          scratch_(reinterpret_cast<char *>(scratch)), image_(image), begin_(band * bands.rows),
+          tile_rows_(divide_up(std::min<int64_t>(bands.rows, to.height - begin_), 2)), across_(divide_up(to.width, 2)),
+          low_rows_(divide_up(tile_rows_, 2)), low_across_(divide_up(across_, 2)) {
+        for (int64_t row = 0; row < tile_rows_; ++row)
+            kernels.winograd->transform(windows(*sources[convolution.source], begin_ + 2 * row, convolution.planes,
+                                                across_, scratch_ + 4 * row * across_, bands.tile_stride));
+        if (convolution.low_planes == 0)
+            return;
+        for (int64_t row = 0; row < low_rows_; ++row)
+            kernels.winograd->transform_low(windows(*sources[0], begin_ / 2 + 2 * row, convolution.low_planes,
+                                                    low_across_, scratch_ + bands.low_positions + 4 * row * low_across_,
+                                                    bands.low_stride));
+    }
+
+    void compute(int first_group, int last_group) const {
+        const int count = last_group - first_group;
+        for (int phase = 0; convolution_.low_planes > 0 && phase < 4; ++phase)
+            compute_phase(first_group, count, phase);
+        for (int position = 0; position < window_positions; ++position) {
+            for (int i = 0; i < count; ++i)
+                kernels_.winograd->multiply({scratch_ + position * convolution_.planes * bands_.tile_stride,
+                                             bands_.tile_stride, convolution_.planes,
+                                             weights(first_group + i, convolution_.window_weights +
+                                                                          position * weight_bytes(convolution_.planes)),
+                                             divide_up(tile_rows_ * across_, kernels_.lanes), sums(i, position),
+                                             bands_.tile_stride});
+        }
+        for (int i = 0; i < count; ++i)
+            for (int64_t row = 0; row < tile_rows_; ++row)
+                finish(first_group + i, i, row);
+    }
+
+  private:
+    // The windows of a row of tiles whose first output, or low pixel, is (y, 0).
+    TileWindows windows(const Planes &source, int64_t y, int planes, int64_t tiles, char *to, int64_t stride) const {
+        return {reinterpret_cast<const char *>(source.row(image_, 0, y - 1) - Planes::pixel_bytes),
+                source.row_stride,
+                source.plane_stride,
+                planes,
+                tiles,
+                to,
+                planes * stride,
+                stride};
+    }
+
+    // At one position of a group.
+    int64_t weight_bytes(int planes) const { return int64_t{planes} * plane_outputs * kernels_.weight_words * 4; }
+    const char *weights(int group, int64_t offset) const {
+        return reinterpret_cast<const char *>(convolution_.weights.data() + group * convolution_.group_bytes + offset);
+    }
+
+    // Of group number i of those that are kept together.
+    char *sums(int i, int position) const {
+        return scratch_ + bands_.sums + (i * window_positions + position) * plane_outputs * bands_.tile_stride;
+    }
+    char *low_sums(int i, int position) const {
+        return scratch_ + bands_.low_sums + (i * phase_positions + position) * plane_outputs * bands_.low_stride;
+    }
+    char *addends(int i, int phase, int64_t row) const {
+        return scratch_ + bands_.addends + (i * 4 + phase) * plane_outputs * bands_.addend_stride +
+               row * bands_.row_stride;
+    }
+
+    void compute_phase(int first_group, int count, int phase) const {
+        const int top = 2 * (phase / 2), left = 2 * (phase % 2), planes = convolution_.low_planes;
+        for (int position = 0; position < phase_positions; ++position) {
+            const int from = (top + position / 3) * low_side + left + position % 3;
+            for (int i = 0; i < count; ++i)
+                kernels_.winograd->multiply(
+                    {scratch_ + bands_.low_positions + from * planes * bands_.low_stride, bands_.low_stride, planes,
+                     weights(first_group + i, (phase * phase_positions + position) * weight_bytes(planes)),
+                     divide_up(low_rows_ * low_across_, kernels_.lanes), low_sums(i, position), bands_.low_stride});
+        }
+        for (int i = 0; i < count; ++i) {
+            const int32_t *constants =
+                convolution_.phase_constants.data() + ((first_group + i) * 4 + phase) * 4 * plane_outputs;
+            for (int64_t row = 0; row < low_rows_; ++row)
+                kernels_.winograd->finish_phase({low_sums(i, 0) + 4 * row * low_across_,
+                                                 plane_outputs * bands_.low_stride, bands_.low_stride, low_across_,
+                                                 constants, addends(i, phase, 2 * row), addends(i, phase, 2 * row + 1),
+                                                 bands_.addend_stride});
+        }
+    }
+
+    void finish(int group, int i, int64_t row) const {
+        const int64_t y = begin_ + 2 * row;
+        constexpr int of_row = 2 * plane_outputs;
+        int32_t bias[2 * of_row], first[of_row], last[of_row];
+        for (int a = 0; a < 2; ++a) {
+            const auto biases = [&](int64_t border) {
+                return convolution_.bias.data() + ((border * convolution_.groups + group) * 2 + a) * of_row;
+            };
+            const int64_t border = convolution_.border_bias ? 3 * border_class(y + a, to_.height) + 1 : 0;
+            std::copy_n(biases(border), of_row, bias + a * of_row);
+            for (int o = 0; convolution_.border_bias && o < plane_outputs; ++o) {
+                first[a * plane_outputs + o] = biases(border - 1)[o] - biases(border)[o];
+                last[a * plane_outputs + o] = biases(border + 1)[plane_outputs + o] - biases(border)[plane_outputs + o];
+            }
+        }
+        auto *const upper = reinterpret_cast<char *>(to_.row(image_, group, y));
+        TileOutputs outputs = {};
+        outputs.sums = sums(i, 0) + 4 * row * across_;
+        outputs.position_stride = plane_outputs * bands_.tile_stride;
+        outputs.output_stride = bands_.tile_stride;
+        if (convolution_.low_planes > 0) {
+            outputs.addends = addends(i, 0, row);
+            outputs.pixel_stride = plane_outputs * bands_.addend_stride;
+            outputs.addend_output_stride = bands_.addend_stride;
+        }
+        outputs.tiles = across_;
+        outputs.bias = bias;
+        if (convolution_.border_bias) {
+            outputs.first_bias = first;
+            outputs.last_bias = last;
+        }
+        outputs.multiplier = convolution_.multiplier.data() + group * plane_outputs;
+        outputs.upper = upper;
+        outputs.lower = y + 1 < to_.height ? upper + to_.row_stride : scratch_ + bands_.spare_row;
+        kernels_.winograd->finish(outputs);
+    }
+
+    const PlaneWinograd &convolution_;
+    const Int8Kernels &kernels_;
+    const Planes &to_;
+    const WinogradBands &bands_;
+    char *const scratch_;
+    const int64_t image_, begin_, tile_rows_, across_, low_rows_, low_across_;
+};
+
+} // namespace
+
+void convolve_winograd(const PlaneWinograd &convolution, const Int8Kernels &kernels, const Planes *const *sources,
+                       const Planes &to, const WinogradBands &bands, int64_t image, int64_t band, int first_group,
+                       int last_group, std::byte *scratch) {
+    const WinogradBand work(convolution, kernels, sources, to, bands, image, band, scratch);
+    for (int group = first_group; group < last_group; group += groups_together)
+        work.compute(group, std::min(group + groups_together, last_group));
+}
+
+} // namespace uf

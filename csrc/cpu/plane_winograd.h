@@ -1,0 +1,52 @@
+// Int8 convolutions in Winograd's form: F(2x2, 3x3) on bytes, as docs/design.md defines it.
+#pragma once
+
+#include <vector>
+
+#include "aligned_memory.h"
+#include "int8_kernels.h"
+#include "int8_winograd_kernels.h"
+#include "plan.h"
+#include "planes.h"
+
+namespace uf {
+
+// A convolution with its weights packed.  A group is the four output channels of one plane.
+struct PlaneWinograd {
+    int source = 0;                 // the input with 3x3 weights
+    int planes = 0, low_planes = 0; // of it, and of the small tensor that is upsampled; 0 without one
+    int groups = 0;                 // of the output
+    int64_t group_bytes = 0, window_weights = 0;
+    // [groups], of which each holds [4 phases][phase_positions][low_planes] of the small tensor and, from
+    // window_weights on, [window_positions][planes], of [plane_outputs][weight_words] of 32 bits.
+    AlignedMemory weights;
+    bool border_bias = false;
+    // Bias less what the 128 of each number adds: [9 by first, middle, last row and column, or 1][groups]
+    // [2 rows][2 columns][plane_outputs].
+    std::vector<int32_t> bias;
+    std::vector<int32_t> phase_constants; // likewise of the small tensor: [groups][4 phases][2][2][plane_outputs]
+    std::vector<float> multiplier;        // [groups * plane_outputs]
+};
+
+// `op` is an int8 op of the plan in Winograd's form, checked by check_plan.
+PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8Kernels &kernels);
+
+// How an output of some size is cut: bands of rows of pixels, whose tiles fill blocks of vectors, and what a worker
+// needs for one of them.
+struct WinogradBands {
+    int64_t rows = 0, bands = 0; // of pixels in a band; in an image
+    // Bytes from plane to plane of the positions and from output to output of the sums, of the tiles of a band and of
+    // those of the small tensor; bytes of one row of sums that are added, or of pixels.
+    int64_t tile_stride = 0, low_stride = 0, row_stride = 0;
+    // Where things lie in the scratch memory, and its size.
+    int64_t low_positions = 0, sums = 0, low_sums = 0, addends = 0, addend_stride = 0, spare_row = 0, bytes = 0;
+
+    WinogradBands(const PlaneWinograd &convolution, int64_t height, int64_t width);
+};
+
+// Rows of band number `band` of groups [first_group, last_group) of `to`.  Whole vectors are written.
+void convolve_winograd(const PlaneWinograd &convolution, const Int8Kernels &kernels, const Planes *const *sources,
+                       const Planes &to, const WinogradBands &bands, int64_t image, int64_t band, int first_group,
+                       int last_group, std::byte *scratch);
+
+} // namespace uf
