@@ -21,10 +21,14 @@ CORNER = 112
 
 
 def allowed_error(engine: Engine) -> float:
-    """Relative error with which a result is right; for int8 it depends on what freezing measured on other images."""
+    """Relative error with which a result is right; for int8 it depends on what freezing measured on other images.
+
+    Those are smooth, the images here noise, of whose differences Winograd's form cuts more: 0.017 of `relunet64`'s
+    probabilities, which is 0.043 of its logits.  (Peers may err by 0.2 of the logits.)
+    """
     tolerance = TOLERANCES[engine.precision]
     if engine.precision == "int8":
-        tolerance += 2 * float(engine_file.read(engine.source).document["accuracy"]["int8"])
+        tolerance += 0.01 + 2 * float(engine_file.read(engine.source).document["accuracy"]["int8"])
     return tolerance
 
 
