@@ -95,12 +95,12 @@ def test_results_are_those_of_this_machine(
 
 
 @pytest.mark.parametrize(("processor", "kernels"), [("cortex-a76", "portable"), ("max", "neon_i8mm")])
-@pytest.mark.parametrize("name", ["plain", "classes"])
+@pytest.mark.parametrize(("name", "winograd"), [("plain", False), ("classes", False), ("plain", True), ("classes", True)])
 def test_int8_gives_the_bits_of_this_machine(
-    name: str, processor: str, kernels: str, build: Path, tmp_path: Path
+    name: str, winograd: bool, processor: str, kernels: str, build: Path, tmp_path: Path
 ) -> None:
     """In one pass: blended tiles are added in float32.  Of these processors one has no instructions for int8."""
-    (tmp_path / "int8.unet").write_bytes(quantised(name))
+    (tmp_path / "int8.unet").write_bytes(quantised(name, winograd=winograd))
     expected, found, isa = here_and_there(tmp_path / "int8.unet", "int8", 32, 32, build, tmp_path, processor=processor)
     assert isa == kernels
     assert np.array_equal(expected, found)

@@ -8,7 +8,7 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
 
