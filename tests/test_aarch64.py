@@ -95,7 +95,8 @@ def test_results_are_those_of_this_machine(
 
 
 @pytest.mark.parametrize(("processor", "kernels"), [("cortex-a76", "portable"), ("max", "neon_i8mm")])
-@pytest.mark.parametrize(("name", "winograd"), [("plain", False), ("classes", False), ("plain", True), ("classes", True)])
+@pytest.mark.parametrize("winograd", [False, True], ids=["direct", "winograd"])
+@pytest.mark.parametrize("name", ["plain", "classes"])
 def test_int8_gives_the_bits_of_this_machine(
     name: str, winograd: bool, processor: str, kernels: str, build: Path, tmp_path: Path
 ) -> None:

@@ -44,9 +44,10 @@ LARGEST_BIAS = 2.0**29
 #: From 16 channels on they agree to 0.975 only, and the transforms eat up what narrow layers would save.
 WINOGRAD_CHANNELS = 64
 
-#: Of tensors that are read in Winograd's form, where a difference beyond half the range is cut, the steps may be
-#: so much larger as it agrees best.  The shipped network agrees best at 1 (dsb2018/test 0.9876, at 1.5 0.9829, at 2 0.9778),
-#: `relunet64` with random weights on noise, which is all differences, at 2 (0.9828, 0.9938, 0.9950; at 3 0.9938).
+#: Of tensors that are read in Winograd's form, where a difference beyond half the range is cut, the steps may be so
+#: much larger, as it agrees best.  The shipped network agrees best at 1 (dsb2018/test 0.9876, at 1.5 0.9829, at 2
+#: 0.9778), `relunet64` with random weights on noise, which is all differences, at 2 (0.9828, 0.9938, 0.9950; at 3
+#: 0.9938).
 WIDENINGS = (1.0, 1.5, 2.0)
 
 _BINS = 2048
