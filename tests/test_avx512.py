@@ -1,6 +1,6 @@
 """The kernels for 512-bit vectors on a machine without them: the C++ tests in a PC that Bochs emulates.
 
-`make test-avx512` runs it, in about ten minutes; Debian has the tools as bochs, bochsbios, vgabios, grub-pc-bin,
+`make test-avx512` runs it, in about a quarter of an hour; Debian has the tools as bochs, bochsbios, vgabios, grub-pc-bin,
 grub-common, xorriso, mtools and cpio, and the Linux as linux-image-amd64."""
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.programs import build_library, run, tool
+from tests.programs import build_library, compile_program, run, tool
+from tests.test_int8 import quantised
 
 pytestmark = pytest.mark.slow
 
-PROGRAMS = ("test_winograd", "test_cpu_executor")
+PROGRAMS = ("test_winograd", "test_cpu_executor", "test_engines")
+#: Of int8, of which the programs above know nothing: name, and whether in Winograd's form.
+ENGINES = (("plain", False), ("plain", True), ("rgb", True), ("width24", True))
 MINUTES = 40
 # Bochs 2.7 reports a size of the vector registers' state that is right without protection keys and compaction only;
 # Linux would do without AVX for the others.
@@ -50,14 +53,22 @@ def linux() -> Path:
 
 def disc(folder: Path) -> None:
     """disc.iso: Linux, which runs tests/c/first_process.c and, by that, the test programs."""
-    build = build_library(ROOT / "build" / "static-tests", "-DCMAKE_EXE_LINKER_FLAGS=-static", targets=PROGRAMS)
+    options = ("-DCMAKE_EXE_LINKER_FLAGS=-static", "-DUF_STATIC=ON")
+    build = build_library(ROOT / "build" / "static-tests", *options, targets=(*PROGRAMS[:2], "unet_fast_static"))
+    # It opens no library, so what the linker says of those that a static program cannot open does not matter.
+    compile_program(
+        build / "test_engines", ROOT / "tests" / "cpp" / "test_engines.cpp", library=build, flags=("-O1", "-static")
+    )
     files, boot = folder / "files", folder / "disc" / "boot"
     (files / "dev").mkdir(parents=True)
     (boot / "grub").mkdir(parents=True)
     run(tool("cc"), "-static", "-O1", ROOT / "tests" / "c" / "first_process.c", "-o", files / "init")
     for program in PROGRAMS:
         run(tool("strip"), build / program, "-o", files / program)
-    names = "\n".join(["dev", "init", *PROGRAMS])
+    engines = [f"{name}{'-winograd' if winograd else ''}.unet" for name, winograd in ENGINES]
+    for file, (name, winograd) in zip(engines, ENGINES, strict=True):
+        (files / file).write_bytes(quantised(name, winograd=winograd))
+    names = "\n".join(["dev", "init", *PROGRAMS, *engines])
     archive = subprocess.run(
         [tool("cpio"), "--create", "--format=newc"], input=names.encode(), cwd=files, capture_output=True, check=True
     )

@@ -96,24 +96,25 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
         to = pack(windows, group, words, to);
     }
 
-    const auto each_output = [&](const auto &body) {
-        for (int group = 0; group < result.groups; ++group)
-            for (int a = 0; a < 2; ++a)
-                for (int b = 0; b < 2; ++b)
-                    for (int o = 0; o < plane_outputs; ++o)
-                        body(group * plane_outputs + o, a, b);
-    };
+    // Number i of a group: row, column and output of a tile.
+    constexpr int each = 4 * plane_outputs;
+    std::vector<int32_t> zeros;
+    for (int i = 0; i < result.groups * each; ++i) {
+        const int output = i / each * plane_outputs + i % plane_outputs, a = i % each / 8, b = i % each / 4 % 2;
+        zeros.push_back(output < outputs ? from_zeros(windows, output, from_window[a], from_window[b]) : 0);
+    }
     const float *const bias = op.tensor("bias").values.data();
     for (int border = 0; border < (upsamples ? 9 : 1); ++border) {
-        each_output([&](int output, int a, int b) {
-            result.bias.push_back(output >= outputs ? 0
-                                                    : static_cast<int32_t>(bias[border * outputs + output]) -
-                                                          from_zeros(windows, output, from_window[a], from_window[b]));
-        });
+        for (int i = 0; i < result.groups * each; ++i) {
+            const int output = i / each * plane_outputs + i % plane_outputs;
+            result.bias.push_back(output < outputs ? static_cast<int32_t>(bias[border * outputs + output]) -
+                                                         zeros[static_cast<size_t>(i)]
+                                                   : 0);
+        }
     }
     for (int group = 0; group < result.groups; ++group) {
         for (const Weights &phase : phases) {
-            for (int i = 0; i < 4 * plane_outputs; ++i) {
+            for (int i = 0; i < each; ++i) {
                 const int output = group * plane_outputs + i % plane_outputs, k = i / 8, l = i / 4 % 2;
                 result.phase_constants.push_back(
                     output >= outputs ? 0 : -from_zeros(phase, output, from_phase[k], from_phase[l]));

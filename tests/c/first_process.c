@@ -28,6 +28,7 @@ int main(void) {
     const int serial = open("/dev/serial", O_RDWR);
     dup2(serial, 1);
     dup2(serial, 2);
+    run("test_engines");
     run("test_winograd");
     run("test_cpu_executor");
     dprintf(1, "first process: done\n");
