@@ -429,13 +429,13 @@ class Checker {
             check_int8();
     }
 
-    // What weight number `i` is multiplied with at most.
-    double largest_input(const Tensor &tensor, size_t i) const {
+    // What the weights of all channels number `row`, counted through the tensor, are multiplied with at most.
+    double largest_input(const Tensor &tensor, size_t row) const {
         if (!op_->winograd)
             return 255.0;
         // Bytes, and the 128 by which executors may keep numbers as bytes, times what outputs take of a position.
         const auto side = static_cast<size_t>(tensor.shape[tensor.shape.size() - 2]);
-        const size_t position = i / static_cast<size_t>(tensor.shape.back()) % (side * side);
+        const size_t position = row % (side * side);
         const auto taken = [&](size_t along) { return side == 4 && along == 1 ? 2.0 : 1.0; };
         return (255.0 + 128.0) * taken(position / side) * taken(position % side);
     }
@@ -464,8 +464,14 @@ class Checker {
             const size_t phases = name == "weight_up" ? 4 : 1;
             const size_t each = tensor.integers.size() / (phases * outputs);
             std::vector<double> sums(phases * outputs, 0.0);
-            for (size_t i = 0; i < tensor.integers.size(); ++i)
-                sums[i / each] += largest_input(tensor, i) * std::abs(static_cast<double>(tensor.integers[i]));
+            const auto channels = static_cast<size_t>(tensor.shape.back());
+            const int8_t *weight = tensor.integers.data();
+            for (size_t i = 0; i < tensor.integers.size(); i += channels) {
+                int64_t sum = 0;
+                for (size_t channel = 0; channel < channels; ++channel)
+                    sum += std::abs(*weight++);
+                sums[i / each] += largest_input(tensor, i / channels) * static_cast<double>(sum);
+            }
             for (size_t output = 0; output < outputs; ++output) {
                 double largest = 0.0;
                 for (size_t phase = 0; phase < phases; ++phase)

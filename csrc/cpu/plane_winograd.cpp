@@ -24,20 +24,24 @@ struct Weights {
     const int8_t *first;
     int outputs, positions, channels;
 
+    std::vector<int32_t> sums; // [outputs][positions], over the channels
+
     Weights(const Op &op, const char *name, int lead, int of_outputs, int of_positions, int of_channels)
         : first(op.tensor(name).integers.data() + int64_t{lead} * of_outputs * of_positions * of_channels),
-          outputs(of_outputs), positions(of_positions), channels(of_channels) {}
+          outputs(of_outputs), positions(of_positions), channels(of_channels) {
+        const int8_t *weight = first;
+        for (int i = 0; i < outputs * positions; ++i) {
+            int32_t sum = 0;
+            for (int channel = 0; channel < channels; ++channel)
+                sum += *weight++;
+            sums.push_back(sum);
+        }
+    }
 
     const int8_t *at(int output, int position) const {
         return first + (int64_t{output} * positions + position) * channels;
     }
-    int32_t sum(int output, int position) const {
-        const int8_t *const from = at(output, position);
-        int32_t result = 0;
-        for (int channel = 0; channel < channels; ++channel)
-            result += from[channel];
-        return result;
-    }
+    int32_t sum(int output, int position) const { return sums[static_cast<size_t>(output * positions + position)]; }
 };
 
 // The weights of one group at all positions; returns where they end.
