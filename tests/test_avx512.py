@@ -1,6 +1,6 @@
 """The kernels for 512-bit vectors on a machine without them: the C++ tests in a PC that Bochs emulates.
 
-`make test-avx512` runs it, in about a quarter of an hour; Debian has the tools as bochs, bochsbios, vgabios, grub-pc-bin,
+`make test-avx512` runs it, in a quarter of an hour; Debian has the tools as bochs, bochsbios, vgabios, grub-pc-bin,
 grub-common, xorriso, mtools and cpio, and the Linux as linux-image-amd64."""
 
 from __future__ import annotations
