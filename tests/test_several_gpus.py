@@ -15,6 +15,7 @@ from tests.fake_gpu import FakeDriver, on_fake_gpu
 from tests.pixels import random_image
 from tests.test_cuda_executor import file_with, frozen
 from unet_fast import DeviceError, Engine, UnsupportedError
+from unet_fast.several_gpus import SeveralGpus
 
 pytestmark = pytest.mark.skipif(not capi.LIBRARY.exists(), reason=f"no {capi.LIBRARY}")
 
@@ -102,6 +103,36 @@ def test_all_lost(driver: FakeDriver, folder: Path) -> None:
         with pytest.raises(DeviceError, match="lost in an earlier call"):
             engine.segment(images)
         del engine
+
+
+def test_the_last_gpu_lost_before_it_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is that of the first loss, not that the second GPU is found lost already."""
+
+    class Gpu:
+        is_lost = False
+
+        def healthy(self) -> bool:
+            return not self.is_lost
+
+        def segment(self, *_: Any, **__: Any) -> None:
+            if self.is_lost:
+                raise DeviceError("lost in an earlier call")
+            self.is_lost = True
+            raise DeviceError("ILLEGAL_ADDRESS")
+
+    class LostOnceItIsChosen(Gpu):
+        def segment(self, *_: Any, **__: Any) -> None:
+            self.is_lost = True
+            raise DeviceError("lost in an earlier call")
+
+    monkeypatch.setattr("unet_fast._native.Device.count", lambda: 2)
+    gpus: dict[str, Any] = {"cuda:0": Gpu(), "cuda:1": LostOnceItIsChosen()}
+    several = SeveralGpus(lambda name: gpus[name])
+    image = np.zeros((1, 16, 16, 1), np.uint8)
+    with pytest.raises(DeviceError, match="ILLEGAL_ADDRESS"):
+        several.segment(image, image)
+    with pytest.raises(DeviceError, match="lost in an earlier call"):
+        several.segment(image, image)
 
 
 @on_fake_gpu

@@ -42,12 +42,13 @@ class SeveralGpus:
     def segment(self, image: NDArray[Any], output: NDArray[Any], **options: Any) -> None:
         """Like that of one engine, for arrays (N, H, W, C) and (N, h, w[, K]) in host memory."""
         *others, (gpu, part) = self._spread(len(image), len(self._gpus))
+        losses: list[DeviceError] = []
         runs = [
-            self._threads.submit(self._segment_on, other, image[share], output[share], options)
+            self._threads.submit(self._segment_on, other, image[share], output[share], options, losses)
             for other, share in others
         ]
         try:
-            self._segment_on(gpu, image[part], output[part], options)
+            self._segment_on(gpu, image[part], output[part], options, losses)
             for run in runs:
                 run.result()
         except ValueError:  # of a pixel: for the number that its image has in the whole batch
@@ -57,14 +58,27 @@ class SeveralGpus:
         finally:
             wait(runs)
 
-    def _segment_on(self, gpu: str, image: NDArray[Any], output: NDArray[Any], options: dict[str, Any]) -> None:
+    def _segment_on(
+        self,
+        gpu: str,
+        image: NDArray[Any],
+        output: NDArray[Any],
+        options: dict[str, Any],
+        losses: list[DeviceError],
+    ) -> None:
+        """`losses`: the errors by which this call loses GPUs, of all parts; the first tells most when none is left."""
         while True:
+            was_healthy = self._gpus[gpu].healthy()
             try:
                 self._gpus[gpu].segment(image, output, **options)
                 return
-            except DeviceError:
-                if self._gpus[gpu].healthy() or not self.healthy():
+            except DeviceError as error:
+                if self._gpus[gpu].healthy():
                     raise
+                if was_healthy:
+                    losses.append(error)
+                if not self.healthy():
+                    raise losses[0] if losses else error from None
             finally:
                 with self._lock:
                     self._under_way[gpu] -= len(image)
