@@ -135,13 +135,16 @@ def quantise(fused: Graph, images: Sequence[Array], agreement: Callable[[Graph],
     def in_winograd(names: Collection[str], widening: float) -> Graph:
         return rewrite(fused, chosen, ranges, names, widening)
 
-    best = max(WIDENINGS, key=lambda widening: agreement(in_winograd(wide, widening))) if wide else 1.0
+    tried = {widening: in_winograd(wide, widening) for widening in (WIDENINGS if wide else (1.0,))}
+    agreements = {widening: agreement(graph) for widening, graph in tried.items()}
+    best = max(agreements, key=agreements.__getitem__)
     quantised, reached, direct = _through_the_gate(
-        wide, 0, "Winograd's form", lambda names: in_winograd(names, best), agreement
+        tried[best], agreements[best], wide, 0, "Winograd's form", lambda names: in_winograd(names, best), agreement
     )
     if reached < GATE:
+        # By now all are in the direct form.
         quantised, reached, kept = _through_the_gate(
-            chosen, 1, "int8", lambda names: rewrite(fused, names, ranges), agreement
+            quantised, reached, chosen, 1, "int8", lambda names: rewrite(fused, names, ranges), agreement
         )
         if reached < GATE:
             raise ValueError(
@@ -154,6 +157,8 @@ def quantise(fused: Graph, images: Sequence[Array], agreement: Callable[[Graph],
 
 
 def _through_the_gate(
+    graph: Graph,
+    reached: float,
     names: Sequence[str],
     least: int,
     form: str,
@@ -162,14 +167,14 @@ def _through_the_gate(
 ) -> tuple[Graph, float, dict[str, str]]:
     """The graph that has as many of the named ops in a form as the gate lets through, but `least` of them in any case.
 
-    build  makes the graph that has the ops of these names in the form.
+    graph, reached  with all of them in the form, and its agreement.
+    build           makes the graph that has the ops of these names in the form.
 
     Returns the graph, its agreement, and why an op is not in the form.  Ops leave it one after the other, those first
     without which alone the agreement is best.
     """
     left, outside = list(names), dict[str, str]()
-    graph = build(left)
-    first = reached = agreement(graph)
+    first = reached
     if reached < GATE:
         without = {name: agreement(build([one for one in names if one != name])) for name in names}
         for name in sorted(names, key=lambda name: -without[name])[: len(names) - least]:

@@ -138,12 +138,6 @@ void head_planes(const PlaneHead &head) {
     }
 }
 
-} // namespace
-
-extern const Int8WinogradKernels UF_JOIN(int8_winograd_kernels_, UF_ISA); // of int8_winograd_kernels.cpp
-
-namespace {
-
 const Int8Kernels table = {UF_STRING(UF_ISA),
                            lane_count,
                            most_vectors,

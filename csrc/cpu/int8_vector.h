@@ -153,4 +153,7 @@ inline Ints to_bytes(const Floats (&value)[plane_outputs]) {
 }
 
 } // namespace
+
+extern const Int8WinogradKernels UF_JOIN(int8_winograd_kernels_, UF_ISA); // of int8_winograd_kernels.cpp
+
 } // namespace uf

@@ -4,9 +4,6 @@
 #include "int8_vector.h"
 
 namespace uf {
-
-extern const Int8WinogradKernels UF_JOIN(int8_winograd_kernels_, UF_ISA);
-
 namespace {
 
 constexpr int64_t vector_bytes = lane_count * 4;
@@ -60,9 +57,11 @@ inline Ints difference(Ints a, Ints b) {
 
 // -- windows to positions ---------------------------------------------------------------------------------------------
 
-// Down the columns of a window of pixels, [0..3] its rows: numbers, but for the average, a byte.
 struct WindowTransform {
-    static constexpr int count = 4, byte_row = 1;
+    static constexpr int count = 4;
+    // Whether row `row` of what `columns` gives holds bytes, not numbers.
+    static constexpr bool holds_bytes(int row) { return row == 1; }
+    // Down the columns of a window of pixels.
     static void columns(const Ints (&row)[4], Ints (&result)[count]) {
         const Ints first = flip(row[0]), second = flip(row[1]), third = flip(row[2]), fourth = flip(row[3]);
         result[0] = difference(first, third);
@@ -82,6 +81,7 @@ struct WindowTransform {
 // The same for the phases of an upsampled tensor: differences to the neighbours, and the two middle ones as they are.
 struct LowTransform {
     static constexpr int count = low_side;
+    static constexpr bool holds_bytes(int row) { return row % 2 == 1; }
     static void differences(const Ints (&number)[4], Ints (&result)[count]) {
         result[0] = difference(number[0], number[1]);
         result[2] = difference(number[2], number[1]);
@@ -100,11 +100,6 @@ struct LowTransform {
         result[3] = byte[2];
     }
 };
-
-// Whether row `i` of what `columns` gives holds bytes.
-template <class Transform> constexpr bool holds_bytes(int i) {
-    return Transform::count == low_side ? i % 2 == 1 : i == WindowTransform::byte_row;
-}
 
 // Here and below, arguments are copied, as for all that the compiler knows a store through a vector may change them.
 template <class Transform> void transform_windows(const TileWindows &given) {
@@ -138,7 +133,7 @@ template <class Transform> void transform_windows(const TileWindows &given) {
 #pragma GCC unroll 4
                 for (int column = 0; column < 4; ++column)
                     flipped[column] = flip(pixel[column]);
-                if (holds_bytes<Transform>(row))
+                if (Transform::holds_bytes(row))
                     Transform::rows(flipped, pixel, result);
                 else
                     Transform::rows(pixel, flipped, result);

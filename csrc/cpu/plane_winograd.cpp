@@ -104,7 +104,8 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
     constexpr int each = 4 * plane_outputs;
     std::vector<int32_t> zeros;
     for (int i = 0; i < result.groups * each; ++i) {
-        const int output = i / each * plane_outputs + i % plane_outputs, a = i % each / 8, b = i % each / 4 % 2;
+        const int output = i / each * plane_outputs + i % plane_outputs, a = i % each / (2 * plane_outputs),
+                  b = i / plane_outputs % 2;
         zeros.push_back(output < outputs ? from_zeros(windows, output, from_window[a], from_window[b]) : 0);
     }
     const float *const bias = op.tensor("bias").values.data();

@@ -2,7 +2,6 @@
 // plain loops.  tests/test_avx512.py runs it in an emulated PC.
 
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
