@@ -314,17 +314,11 @@ class ReferenceContext final : public Context {
         const float *weight = op.tensor("weight").values.data(), *bias = op.tensor("bias").values.data();
         if (op.kind == OpKind::stem && op.output_scale > 0.0F)
             return stem_to_bytes(op, from, to);
-        if (op.winograd) {
-            const Positions tiles = transform_windows(from);
-            to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
-                const double sum = from_tiles(from_window, weight + o * 16 * from.channels, tiles, n, y, x);
-                to.at(n, y, x, o) = stored(sum + bias[o], o, op);
-            });
-            return;
-        }
+        const Positions tiles = op.winograd ? transform_windows(from) : Positions{};
         to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
-            const double sum =
-                window(weight, o, op.kernel[0], op.kernel[1], from, n, y - op.padding[0], x - op.padding[1]);
+            const double sum = op.winograd ? from_tiles(from_window, weight + o * 16 * from.channels, tiles, n, y, x)
+                                           : window(weight, o, op.kernel[0], op.kernel[1], from, n, y - op.padding[0],
+                                                    x - op.padding[1]);
             to.at(n, y, x, o) = stored(sum + bias[o], o, op);
         });
     }
@@ -352,29 +346,29 @@ class ReferenceContext final : public Context {
         const auto border = [&](int64_t position, int64_t size) {
             return padding == 0 ? 1 : position == 0 ? 0 : position == size - 1 ? 2 : 1;
         };
-        if (op.winograd) {
-            const Positions tiles = transform_windows(skip);
-            std::vector<Positions> phases;
-            for (int64_t phase = 0; phase < 4; ++phase)
-                phases.push_back(transform_phase(low, phase / 2, phase % 2));
-            to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
-                const int64_t phase = 2 * (y % 2) + x % 2;
-                const float *of_phase = weight_up + (phase * to.channels + o) * 9 * low.channels;
-                const double sum =
-                    from_tiles(from_phase, of_phase, phases[static_cast<size_t>(phase)], n, y / 2, x / 2) +
-                    from_tiles(from_window, weight_skip + o * 16 * skip.channels, tiles, n, y, x);
-                const int64_t border_class = 3 * border(y, to.height) + border(x, to.width);
-                to.at(n, y, x, o) = stored(sum + bias[border_class * to.channels + o], o, op);
-            });
-            return;
-        }
-        to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
+        // All products of one output.
+        const auto direct = [&](int64_t n, int64_t y, int64_t x, int64_t o) {
             const int64_t middle_y = y + 1 - padding, middle_x = x + 1 - padding;
             const int64_t phase_y = middle_y & 1, phase_x = middle_x & 1;
             const float *phase = weight_up + (2 * phase_y + phase_x) * to.channels * 4 * low.channels;
-            const double sum =
-                window(phase, o, 2, 2, low, n, (middle_y >> 1) - 1 + phase_y, (middle_x >> 1) - 1 + phase_x) +
-                window(weight_skip, o, 3, 3, skip, n, y - padding + op.crop[0], x - padding + op.crop[1]);
+            return window(phase, o, 2, 2, low, n, (middle_y >> 1) - 1 + phase_y, (middle_x >> 1) - 1 + phase_x) +
+                   window(weight_skip, o, 3, 3, skip, n, y - padding + op.crop[0], x - padding + op.crop[1]);
+        };
+        Positions tiles;
+        std::vector<Positions> phases;
+        if (op.winograd) {
+            tiles = transform_windows(skip);
+            for (int64_t phase = 0; phase < 4; ++phase)
+                phases.push_back(transform_phase(low, phase / 2, phase % 2));
+        }
+        const auto in_tiles = [&](int64_t n, int64_t y, int64_t x, int64_t o) {
+            const int64_t phase = 2 * (y % 2) + x % 2;
+            const float *of_phase = weight_up + (phase * to.channels + o) * 9 * low.channels;
+            return from_tiles(from_phase, of_phase, phases[static_cast<size_t>(phase)], n, y / 2, x / 2) +
+                   from_tiles(from_window, weight_skip + o * 16 * skip.channels, tiles, n, y, x);
+        };
+        to.each([&](int64_t n, int64_t y, int64_t x, int64_t o) {
+            const double sum = op.winograd ? in_tiles(n, y, x, o) : direct(n, y, x, o);
             const int64_t border_class = 3 * border(y, to.height) + border(x, to.width);
             to.at(n, y, x, o) = stored(sum + bias[border_class * to.channels + o], o, op);
         });
