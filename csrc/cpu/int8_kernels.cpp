@@ -11,10 +11,10 @@ namespace {
 
 // float32 pixels, of the image, times float32 weights.
 struct FloatProducts {
-    static constexpr bool interleaves = false, may_overflow = true; // a stem has one phase, an image any values
+    // A stem has one phase, an image any values.
+    static constexpr bool interleaves = false, may_overflow = true, saturates = false;
     typedef Floats Sum;
     typedef float Bias;
-    static constexpr int weight_words = 1;
     typedef Floats Pixels;
     typedef Floats Weights;
     static Pixels load(const char *from) { return *reinterpret_cast<const LooseFloats *>(from); }
@@ -24,6 +24,26 @@ struct FloatProducts {
 
 inline Floats to_floats(Ints sum) { return __builtin_convertvector(sum, Floats); }
 inline Floats to_floats(Floats sum) { return sum; }
+
+// The excess of a part likewise.
+template <class Products, int first, int step, int P>
+__attribute__((always_inline)) inline void accumulate_excess(typename Products::Sum (&sum)[plane_outputs][P],
+                                                             const PlaneTaps &part) {
+    constexpr int count = P / step;
+    if (!Products::saturates || part.excess.count == 0)
+        return;
+    const ExcessWeight *at = part.excess.first, *const end = at + part.excess.count;
+#pragma GCC unroll 4
+    for (int o = 0; o < plane_outputs; ++o) {
+        for (; at != end && at->output == o; ++at) {
+            const char *from = part.input + at->plane * part.plane_stride + part.taps[at->tap];
+            const typename Products::Weights weight = Products::broadcast(&at->weights);
+#pragma GCC unroll 8
+            for (int v = 0; v < count; ++v)
+                Products::multiply_add(sum[o][first + step * v], Products::load(from + part.pixels[v]), weight);
+        }
+    }
+}
 
 template <class Products, int P, bool interleaved> void convolve_block(const PlaneBlock &block) {
     typename Products::Sum sum[plane_outputs][P];
@@ -39,6 +59,8 @@ template <class Products, int P, bool interleaved> void convolve_block(const Pla
     if constexpr (interleaved) {
         accumulate<Products, 0, 2>(sum, part[0]);
         accumulate<Products, 1, 2>(sum, part[1]);
+        accumulate_excess<Products, 0, 2>(sum, part[0]);
+        accumulate_excess<Products, 1, 2>(sum, part[1]);
         part += 2;
 #pragma GCC unroll 4
         for (int o = 0; o < plane_outputs; ++o) {
@@ -50,8 +72,10 @@ template <class Products, int P, bool interleaved> void convolve_block(const Pla
             }
         }
     }
-    for (; part != end; ++part)
+    for (; part != end; ++part) {
         accumulate<Products, 0, 1>(sum, *part);
+        accumulate_excess<Products, 0, 1>(sum, *part);
+    }
 
     if constexpr (interleaved) {
         const Ints lanes = {UF_LANES}, first_lane = lanes == 0, last_lane = lanes == block.last_lane;
@@ -141,7 +165,7 @@ void head_planes(const PlaneHead &head) {
 const Int8Kernels table = {UF_STRING(UF_ISA),
                            lane_count,
                            most_vectors,
-                           ByteProducts::weight_words,
+                           ByteProducts::saturates,
                            convolve_bytes,
                            convolve_floats,
                            pool_plane,

@@ -13,6 +13,17 @@ namespace uf {
 // its bytes without a shuffle between pixels.
 constexpr int plane_outputs = 4;
 
+// What a word of weights had to leave out: see Int8Kernels::saturates.
+struct ExcessWeight {
+    int32_t plane, tap, output; // whose pixels it multiplies, and what of plane_outputs takes the product
+    int32_t weights;            // int8 of four channels
+};
+struct ExcessList {
+    // In the order of outputs.
+    const ExcessWeight *first;
+    int count;
+};
+
 // Products of some taps with one input, over all of its planes.
 struct PlaneTaps {
     const char *input; // plane 0
@@ -21,7 +32,8 @@ struct PlaneTaps {
     const int64_t *pixels; // bytes from a plane to the first pixel of each vector of the block
     const int64_t *taps;   // bytes from there to each tap
     int tap_count;
-    const char *weights; // [planes][taps][plane_outputs][weight_words] of 32 bits
+    const char *weights; // [planes][taps][plane_outputs] words of 32 bits
+    ExcessList excess;   // of int8
 };
 
 // A block of pixel vectors times four output channels: output = (bias + sum over all taps) * multiplier.  Sums of uint8
@@ -71,7 +83,9 @@ struct Int8Kernels {
     const char *isa;
     int lanes;        // pixels in a vector
     int most_vectors; // even
-    int weight_words; // per output and four channels: 1, the four bytes; 2, channels 0 and 2 as int16, then 1 and 3
+    // The sum of products with channels 0 and 1 of a word has to fit 16 bits, and so has that with 2 and 3.  Weights
+    // that could exceed it go to a list, at most one of each two, and the word keeps what is left.
+    bool saturates;
     void (*convolve_bytes)(const PlaneBlock &block);
     void (*convolve_floats)(const PlaneBlock &block); // weights are one float32 per output, plane and tap
     void (*pool)(const PlanePool &pool);

@@ -45,11 +45,11 @@ struct ByteProducts {
     typedef Ints Sum;
     typedef int32_t Bias;
 #if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
-    static constexpr int weight_words = 1;
+    static constexpr bool saturates = false;
     typedef Ints Pixels;
     typedef Ints Weights;
     static Pixels load(const char *from) { return *reinterpret_cast<const LooseInts *>(from); }
-    static Weights broadcast(const int32_t *words) { return splat(*words); }
+    static Weights broadcast(const int32_t *word) { return splat(*word); }
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
 #if defined(__AVX512VNNI__)
         sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)pixels, (__m512i)weights);
@@ -58,34 +58,28 @@ struct ByteProducts {
 #endif
     }
 #elif defined(__AVX2__)
-    // In 16 bits, because the instruction that multiplies bytes saturates the sum of two products.
-    static constexpr int weight_words = 2;
-    struct Pixels {
-        Ints even, odd; // channels 0 and 2, 1 and 3
-    };
-    typedef Pixels Weights;
-    static Pixels load(const char *from) {
-        const Words words = *reinterpret_cast<const LooseWords *>(from);
-        return {(Ints)(words & 0x00FF00FFU), (Ints)(words >> 8 & 0x00FF00FFU)};
-    }
-    static Weights broadcast(const int32_t *words) { return {splat(words[0]), splat(words[1])}; }
+    // The instruction that multiplies bytes saturates the sum of two products, the next one adds two such sums.
+    static constexpr bool saturates = true;
+    typedef Ints Pixels;
+    typedef Ints Weights;
+    static Pixels load(const char *from) { return *reinterpret_cast<const LooseInts *>(from); }
+    static Weights broadcast(const int32_t *word) { return splat(*word); }
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
-        sum += products(pixels.even, weights.even);
-        sum += products(pixels.odd, weights.odd);
-    }
-    static Ints products(Ints a, Ints b) {
 #if defined(__AVX512BW__)
-        return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+        const __m512i pairs = _mm512_maddubs_epi16((__m512i)pixels, (__m512i)weights);
+        sum += (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #else
-        return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+        const __m256i pairs = _mm256_maddubs_epi16((__m256i)pixels, (__m256i)weights);
+        sum += (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        asm("" : "+x"(sum)); // here: g++ 12 else gathers products, for which 16 registers are too few
 #endif
     }
 #else
-    static constexpr int weight_words = 1;
+    static constexpr bool saturates = false;
     typedef Words Pixels;
     typedef int32_t Weights;
     static Pixels load(const char *from) { return *reinterpret_cast<const LooseWords *>(from); }
-    static Weights broadcast(const int32_t *words) { return *words; }
+    static Weights broadcast(const int32_t *word) { return *word; }
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
         for (int channel = 0; channel < 4; ++channel) {
             const int32_t weight = static_cast<int8_t>(static_cast<uint32_t>(weights) >> 8 * channel);
@@ -95,11 +89,11 @@ struct ByteProducts {
 #endif
 };
 
-// Adds the products of one part to every `step`-th vector of sums from `first` on.
+// Adds the products of one part, but for its excess, to every `step`-th vector of sums from `first` on.
 template <class Products, int first, int step, int P>
 __attribute__((always_inline)) inline void accumulate(typename Products::Sum (&sum)[plane_outputs][P],
                                                       const PlaneTaps &part) {
-    constexpr int count = P / step, tap_words = plane_outputs * Products::weight_words;
+    constexpr int count = P / step;
     int64_t pixels[count];
 #pragma GCC unroll 8
     for (int v = 0; v < count; ++v)
@@ -107,7 +101,7 @@ __attribute__((always_inline)) inline void accumulate(typename Products::Sum (&s
     const char *plane = part.input;
     const int32_t *weights = reinterpret_cast<const int32_t *>(part.weights);
     for (int i = 0; i < part.planes; ++i, plane += part.plane_stride) {
-        for (int t = 0; t < part.tap_count; ++t, weights += tap_words) {
+        for (int t = 0; t < part.tap_count; ++t, weights += plane_outputs) {
             const char *from = plane + part.taps[t];
             typename Products::Pixels loaded[count];
 #pragma GCC unroll 8
@@ -115,7 +109,7 @@ __attribute__((always_inline)) inline void accumulate(typename Products::Sum (&s
                 loaded[v] = Products::load(from + pixels[v]);
 #pragma GCC unroll 4
             for (int o = 0; o < plane_outputs; ++o) {
-                const typename Products::Weights weight = Products::broadcast(weights + o * Products::weight_words);
+                const typename Products::Weights weight = Products::broadcast(weights + o);
 #pragma GCC unroll 8
                 for (int v = 0; v < count; ++v)
                     Products::multiply_add(sum[o][first + step * v], loaded[v], weight);

@@ -160,7 +160,7 @@ template <int P> void multiply_vectors(const TileProduct &product, int vectors, 
             pixels[v] = v * vector_bytes;
         const int64_t tap = first * vector_bytes;
         accumulate<ByteProducts, 0, 1>(
-            sum, {product.input, product.plane_stride, product.planes, pixels, &tap, 1, product.weights});
+            sum, {product.input, product.plane_stride, product.planes, pixels, &tap, 1, product.weights, {}});
 #pragma GCC unroll 4
         for (int o = 0; o < plane_outputs; ++o) {
 #pragma GCC unroll 8
@@ -175,6 +175,19 @@ void multiply_tiles(const TileProduct &product) {
     for (int64_t block = 0; block < blocks; ++block) {
         const int64_t first = product.vectors * block / blocks, end = product.vectors * (block + 1) / blocks;
         multiply_vectors<most_vectors>(product, static_cast<int>(end - first), first);
+    }
+    if constexpr (ByteProducts::saturates) {
+        for (int i = 0; i < product.excess.count; ++i) {
+            const ExcessWeight &excess = product.excess.first[i];
+            const char *from = product.input + excess.plane * product.plane_stride;
+            char *to = product.sums + excess.output * product.output_stride;
+            const auto weight = ByteProducts::broadcast(&excess.weights);
+            for (int64_t v = 0; v < product.vectors; ++v, from += vector_bytes, to += vector_bytes) {
+                Ints sum = load(to);
+                ByteProducts::multiply_add(sum, ByteProducts::load(from), weight);
+                store(to, sum);
+            }
+        }
     }
 }
 

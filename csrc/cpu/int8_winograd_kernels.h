@@ -12,6 +12,8 @@
 
 #include <stdint.h>
 
+#include "int8_kernels.h"
+
 namespace uf {
 
 constexpr int window_positions = 16; // [4][4] of a 4x4 window
@@ -33,7 +35,8 @@ struct TileProduct {
     const char *input; // plane 0 of the position
     int64_t plane_stride;
     int planes;
-    const char *weights; // [planes][plane_outputs][weight_words] of 32 bits
+    const char *weights; // [planes][plane_outputs] words of int8
+    ExcessList excess;
     int64_t vectors;
     char *sums; // of output 0; int32
     int64_t output_stride;

@@ -25,8 +25,9 @@ template <class Element> class PlaneBuilder {
     static constexpr int plane_channels = sizeof(Element) == 1 ? 4 : 1;
 
     PlaneBuilder(PlaneConvolution &result, const Op &op, const Int8Kernels &kernels)
-        : result_(result), op_(op), words_(plane_channels == 1 ? 1 : kernels.weight_words) {
+        : result_(result), op_(op) {
         result_.rows.resize(1);
+        result_.excess = ExcessWeights(kernels);
     }
 
     PlanePart part(int source, const Element *first, int64_t output_stride, int channels,
@@ -35,9 +36,10 @@ template <class Element> class PlaneBuilder {
         part.source = source;
         part.planes = static_cast<int>(divide_up(channels, plane_channels));
         part.halved = halved;
+        part.number = result_.parts++;
         part.first_weight = result_.group_bytes;
         weights_.push_back({first, output_stride, channels, taps.size(), part.first_weight});
-        result_.group_bytes += static_cast<int64_t>(part.planes * taps.size()) * plane_outputs * words_ * 4;
+        result_.group_bytes += static_cast<int64_t>(part.planes * taps.size()) * plane_outputs * 4;
         part.taps = std::move(taps);
         return part;
     }
@@ -58,14 +60,15 @@ template <class Element> class PlaneBuilder {
                 std::byte *to = result_.weights.data() + group * result_.group_bytes + part.first_weight;
                 for (int channel = 0; channel < part.channels; channel += plane_channels)
                     for (size_t tap = 0; tap < part.taps; ++tap)
-                        for (int output = 0; output < plane_outputs; ++output, to += 4 * words_)
-                            pack_words(part, group * plane_outputs + output, tap, channel, to);
+                        for (int output = 0; output < plane_outputs; ++output, to += 4)
+                            pack_word(part, group * plane_outputs + output, tap, channel, to);
+                result_.excess.end_list();
             }
         }
     }
 
   private:
-    void pack_words(const PartWeights<Element> &part, int output, size_t tap, int channel, std::byte *to) const {
+    void pack_word(const PartWeights<Element> &part, int output, size_t tap, int channel, std::byte *to) {
         Element values[4] = {};
         if (output < result_.channels) {
             const Element *from =
@@ -73,14 +76,14 @@ template <class Element> class PlaneBuilder {
             std::copy_n(from, std::min(plane_channels, part.channels - channel), values);
         }
         if constexpr (plane_channels == 4)
-            pack_weight_words(values, words_, to);
+            result_.excess.pack(
+                values, {channel / plane_channels, static_cast<int>(tap), output % plane_outputs, 0}, to);
         else
             std::memcpy(to, values, sizeof(Element));
     }
 
     PlaneConvolution &result_;
     const Op &op_;
-    const int words_;
     std::vector<PartWeights<Element>> weights_;
 };
 
@@ -228,8 +231,11 @@ class BandLoop {
     void compute(int group) {
         const int channel = group * plane_outputs, padded = convolution_.groups * plane_outputs;
         const std::byte *weights = convolution_.weights.data() + group * convolution_.group_bytes;
-        for (int i = 0; i < block_.part_count; ++i)
-            parts_[i].weights = reinterpret_cast<const char *>(weights + (*row_parts_)[i].first_weight);
+        for (int i = 0; i < block_.part_count; ++i) {
+            const PlanePart &part = (*row_parts_)[i];
+            parts_[i].weights = reinterpret_cast<const char *>(weights + part.first_weight);
+            parts_[i].excess = convolution_.excess.list(static_cast<size_t>(group * convolution_.parts + part.number));
+        }
         block_.multiplier = convolution_.multiplier.data() + channel;
         block_.output = reinterpret_cast<char *>(target_.data + (group - band_.first_group) * target_.group_stride);
         if (convolution_.of_floats) {
@@ -267,15 +273,6 @@ class BandLoop {
 };
 
 } // namespace
-
-void pack_weight_words(const int8_t (&values)[4], int words, std::byte *to) {
-    if (words == 1) {
-        std::memcpy(to, values, 4);
-        return;
-    }
-    const int16_t wide[] = {values[0], values[2], values[1], values[3]};
-    std::memcpy(to, wide, sizeof wide);
-}
 
 PlaneConvolution prepare_plane_convolution(const Op &op, const Plan &plan, const Int8Kernels &kernels) {
     PlaneConvolution result;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "aligned_memory.h"
+#include "excess_weights.h"
 #include "int8_kernels.h"
 #include "plan.h"
 #include "planes.h"
@@ -17,6 +18,7 @@ struct PlanePart {
     int source = 0, planes = 0;
     bool halved = false;
     std::vector<std::array<int, 2>> taps;
+    int number = 0;           // of those of a group
     int64_t first_weight = 0; // bytes into the weights of a group
 };
 
@@ -29,6 +31,8 @@ struct PlaneConvolution {
     int channels = 0, groups = 0;             // of the output
     int64_t group_bytes = 0;
     AlignedMemory weights; // [groups][parts][planes][taps][plane_outputs]
+    int parts = 0;         // with weights of their own
+    ExcessWeights excess;  // [groups][parts]
     bool border_bias = false;
     std::vector<int32_t> bias;           // [9 by first, middle, last row and column, or 1][groups * plane_outputs]
     std::vector<float> float_bias;       // instead, of a stem
@@ -38,9 +42,6 @@ struct PlaneConvolution {
 
 // `op` is a stem with uint8 output or an int8 op of the plan, checked by check_plan.
 PlaneConvolution prepare_plane_convolution(const Op &op, const Plan &plan, const Int8Kernels &kernels);
-
-// The weights of four channels of one output, as `words` words of 32 bits: see Int8Kernels::weight_words.
-void pack_weight_words(const int8_t (&values)[4], int words, std::byte *to);
 
 // Rows [begin, end) of groups [first_group, last_group) of an output of height x width.
 struct PlaneBand {

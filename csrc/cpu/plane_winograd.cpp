@@ -45,17 +45,18 @@ struct Weights {
 };
 
 // The weights of one group at all positions; returns where they end.
-std::byte *pack(const Weights &weights, int group, int words, std::byte *to) {
+std::byte *pack(const Weights &weights, int group, ExcessWeights &excess, std::byte *to) {
     for (int position = 0; position < weights.positions; ++position) {
         for (int channel = 0; channel < weights.channels; channel += 4) {
-            for (int o = 0; o < plane_outputs; ++o, to += 4 * words) {
+            for (int o = 0; o < plane_outputs; ++o, to += 4) {
                 int8_t values[4] = {};
                 if (const int output = group * plane_outputs + o; output < weights.outputs)
                     std::copy_n(weights.at(output, position) + channel, std::min(4, weights.channels - channel),
                                 values);
-                pack_weight_words(values, words, to);
+                excess.pack(values, {channel / 4, 0, o, 0}, to);
             }
         }
+        excess.end_list();
     }
     return to;
 }
@@ -77,7 +78,7 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
     PlaneWinograd result;
     const bool upsamples = op.kind == OpKind::up_conv;
     const auto channels_of = [&](int input) { return plan.buffers[static_cast<size_t>(op.inputs[input])].channels; };
-    const int outputs = static_cast<int>(op.tensor("bias").shape.back()), words = kernels.weight_words;
+    const int outputs = static_cast<int>(op.tensor("bias").shape.back());
     result.source = upsamples ? 1 : 0;
     result.planes = static_cast<int>(divide_up(channels_of(result.source), 4));
     result.low_planes = upsamples ? static_cast<int>(divide_up(channels_of(0), 4)) : 0;
@@ -89,15 +90,16 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
     for (int phase = 0; upsamples && phase < 4; ++phase)
         phases.emplace_back(op, "weight_up", phase, outputs, phase_positions, channels_of(0));
 
-    const int64_t bytes_each = int64_t{plane_outputs} * words * 4;
+    const int64_t bytes_each = int64_t{plane_outputs} * 4;
     result.window_weights = bytes_each * 4 * phase_positions * result.low_planes;
     result.group_bytes = result.window_weights + bytes_each * window_positions * result.planes;
     result.weights = AlignedMemory(static_cast<size_t>(result.group_bytes * result.groups));
+    result.excess = ExcessWeights(kernels);
     std::byte *to = result.weights.data();
     for (int group = 0; group < result.groups; ++group) {
         for (const Weights &phase : phases)
-            to = pack(phase, group, words, to);
-        to = pack(windows, group, words, to);
+            to = pack(phase, group, result.excess, to);
+        to = pack(windows, group, result.excess, to);
     }
 
     // Number i of a group: row, column and output of a tile.
@@ -176,16 +178,17 @@ class WinogradBand {
 
     void compute(int first_group, int last_group) const {
         const int count = last_group - first_group;
-        for (int phase = 0; convolution_.low_planes > 0 && phase < 4; ++phase)
+        for (int phase = 0; phase < phases(); ++phase)
             compute_phase(first_group, count, phase);
         for (int position = 0; position < window_positions; ++position) {
             for (int i = 0; i < count; ++i)
-                kernels_.winograd->multiply({scratch_ + position * convolution_.planes * bands_.tile_stride,
-                                             bands_.tile_stride, convolution_.planes,
-                                             weights(first_group + i, convolution_.window_weights +
-                                                                          position * weight_bytes(convolution_.planes)),
-                                             divide_up(tile_rows_ * across_, kernels_.lanes), sums(i, position),
-                                             bands_.tile_stride});
+                kernels_.winograd->multiply(
+                    {scratch_ + position * convolution_.planes * bands_.tile_stride, bands_.tile_stride,
+                     convolution_.planes,
+                     weights(first_group + i,
+                             convolution_.window_weights + position * weight_bytes(convolution_.planes)),
+                     excess(first_group + i, phases() * phase_positions + position),
+                     divide_up(tile_rows_ * across_, kernels_.lanes), sums(i, position), bands_.tile_stride});
         }
         for (int i = 0; i < count; ++i)
             for (int64_t row = 0; row < tile_rows_; ++row)
@@ -205,10 +208,17 @@ class WinogradBand {
                 stride};
     }
 
+    int phases() const { return convolution_.low_planes > 0 ? 4 : 0; }
     // At one position of a group.
-    int64_t weight_bytes(int planes) const { return int64_t{planes} * plane_outputs * kernels_.weight_words * 4; }
+    static int64_t weight_bytes(int planes) { return int64_t{planes} * plane_outputs * 4; }
     const char *weights(int group, int64_t offset) const {
         return reinterpret_cast<const char *>(convolution_.weights.data() + group * convolution_.group_bytes + offset);
+    }
+
+    // Of position `number` of a group, first of those of the phases.
+    ExcessList excess(int group, int number) const {
+        return convolution_.excess.list(
+            static_cast<size_t>(group * (phases() * phase_positions + window_positions) + number));
     }
 
     // Of group number i of those that are kept together.
@@ -231,6 +241,7 @@ class WinogradBand {
                 kernels_.winograd->multiply(
                     {scratch_ + bands_.low_positions + from * planes * bands_.low_stride, bands_.low_stride, planes,
                      weights(first_group + i, (phase * phase_positions + position) * weight_bytes(planes)),
+                     excess(first_group + i, phase * phase_positions + position),
                      divide_up(low_rows_ * low_across_, kernels_.lanes), low_sums(i, position), bands_.low_stride});
         }
         for (int i = 0; i < count; ++i) {

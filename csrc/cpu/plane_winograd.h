@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "aligned_memory.h"
+#include "excess_weights.h"
 #include "int8_kernels.h"
 #include "int8_winograd_kernels.h"
 #include "plan.h"
@@ -18,8 +19,9 @@ struct PlaneWinograd {
     int groups = 0;                 // of the output
     int64_t group_bytes = 0, window_weights = 0;
     // [groups], of which each holds [4 phases][phase_positions][low_planes] of the small tensor and, from
-    // window_weights on, [window_positions][planes], of [plane_outputs][weight_words] of 32 bits.
+    // window_weights on, [window_positions][planes], of [plane_outputs] words.
     AlignedMemory weights;
+    ExcessWeights excess; // [groups][4 phases of phase_positions, if upsampled, then window_positions]
     bool border_bias = false;
     // Bias less what the 128 of each number adds: [9 by first, middle, last row and column, or 1][groups]
     // [2 rows][2 columns][plane_outputs].

@@ -1,0 +1,33 @@
+#include "excess_weights.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace uf {
+
+void ExcessWeights::pack(int8_t (&values)[4], ExcessWeight place, std::byte *to) {
+    // 128 * 255 is the most that 16 bits hold of either sign.
+    constexpr int most = 128;
+    int8_t excess[4] = {};
+    for (int pair = 0; saturates_ && pair < 4; pair += 2) {
+        const int sum = values[pair] + values[pair + 1];
+        // Of different signs two products never exceed it.
+        if ((values[pair] < 0) != (values[pair + 1] < 0) || (sum >= -most && sum <= most))
+            continue;
+        excess[pair] = static_cast<int8_t>(sum < 0 ? sum + most : sum - most);
+        values[pair] = static_cast<int8_t>(values[pair] - excess[pair]);
+    }
+    std::memcpy(to, values, 4);
+    std::memcpy(&place.weights, excess, 4);
+    if (place.weights != 0)
+        weights_.push_back(place);
+}
+
+void ExcessWeights::end_list() {
+    const auto begin = weights_.begin() + static_cast<std::ptrdiff_t>(ends_.empty() ? 0 : ends_.back());
+    std::stable_sort(begin, weights_.end(),
+                     [](const ExcessWeight &a, const ExcessWeight &b) { return a.output < b.output; });
+    ends_.push_back(weights_.size());
+}
+
+} // namespace uf
