@@ -23,6 +23,7 @@ PACKAGES = ("unet_fast", "numpy", "torch", "triton", "onnxruntime", "openvino", 
 _FLAGS = (
     "avx2",
     "fma",
+    "avx_vnni",
     "avx512f",
     "avx512_bf16",
     "avx512_vnni",

@@ -55,7 +55,8 @@ class EngineInfo:
                    chosen.
     precision      "float32", "bf16", "fp16" or "int8": what the activations are computed in.
     cpu_isa        instruction set of the CPU kernels: "portable", "avx2", "avx512", "avx512_bf16" or "neon"; in int8
-                   also "avx512_vnni" and "neon_i8mm", which `Engine` allows as "avx512_bf16" and "neon".
+                   also "avx2_vnni", "avx512_vnni" and "neon_i8mm", which `Engine` allows as "avx512", "avx512_bf16" and
+                   "neon".
     threads        CPU threads.
     channels       of the image, 1..4.
     classes        channels of the probability; 1 is foreground against background.

@@ -1,5 +1,5 @@
-// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_vnni|neon_i8mm and the flags for it, and
-// without contraction of products and sums.
+// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx2_vnni|avx512|avx512_vnni|neon_i8mm and the flags
+// for it, and without contraction of products and sums.
 //
 // The microkernel is a block of P pixel vectors x 4 output channels that lives in registers while all planes and taps
 // stream past: per plane and tap, P loads of pixels, 4 broadcasts of weights, 4 * P multiply-adds.

@@ -96,6 +96,7 @@ struct Int8Kernels {
 const Int8Kernels *int8_kernels_portable();
 #if defined(__x86_64__)
 const Int8Kernels *int8_kernels_avx2();
+const Int8Kernels *int8_kernels_avx2_vnni();
 const Int8Kernels *int8_kernels_avx512();
 const Int8Kernels *int8_kernels_avx512_vnni();
 #elif defined(__aarch64__)

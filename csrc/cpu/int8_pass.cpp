@@ -2,6 +2,8 @@
 
 #if defined(__aarch64__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 #include <algorithm>
@@ -11,6 +13,14 @@
 
 namespace uf {
 namespace {
+
+#if defined(__x86_64__)
+// CPUID leaf 7.1, EAX bit 4; __builtin_cpu_supports of clang 14 does not know it.
+bool has_avx_vnni() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
+#endif
 
 // Height and width of what a head computes.
 struct Sides {
@@ -81,6 +91,7 @@ const Int8Kernels &choose_int8_kernels(const std::string &isa) {
         {int8_kernels_avx512(), "avx512",
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl")},
+        {int8_kernels_avx2_vnni(), "avx512", has_avx_vnni()}, // "avx2" is without
         {int8_kernels_avx2(), "avx2", __builtin_cpu_supports("avx2") != 0},
 #elif defined(__aarch64__)
         {int8_kernels_neon_i8mm(), "neon", (getauxval(AT_HWCAP2) >> 13 & 1) != 0}, // HWCAP2_I8MM

@@ -44,7 +44,7 @@ struct ByteProducts {
     static constexpr bool interleaves = true, may_overflow = false;
     typedef Ints Sum;
     typedef int32_t Bias;
-#if defined(__AVX512VNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
     static constexpr bool saturates = false;
     typedef Ints Pixels;
     typedef Ints Weights;
@@ -53,6 +53,8 @@ struct ByteProducts {
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
 #if defined(__AVX512VNNI__)
         sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)pixels, (__m512i)weights);
+#elif defined(__AVXVNNI__)
+        sum = (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)pixels, (__m256i)weights);
 #else
         sum = (Ints)vusdotq_s32((int32x4_t)sum, (uint8x16_t)pixels, (int8x16_t)weights);
 #endif

@@ -58,6 +58,19 @@ UF_CHAINS(chains_512, 64)
     sink = _mm512_cvtss_f32(sum[0]);
 }
 
+__attribute__((target("avx2,avxvnni"))) void chains_avx_vnni() {
+    __m256i sum[sums];
+    const __m256i ones = _mm256_set1_epi8(1);
+    for (int i = 0; i < sums; ++i)
+        sum[i] = _mm256_set1_epi32(i);
+    for (int64_t repeat = 0; repeat < repeats; ++repeat)
+        for (int i = 0; i < sums; ++i)
+            sum[i] = _mm256_dpbusd_avx_epi32(sum[i], ones, ones);
+    for (int i = 1; i < sums; ++i)
+        sum[0] = _mm256_add_epi32(sum[0], sum[i]);
+    sink = static_cast<float>(_mm256_cvtsi256_si32(sum[0]));
+}
+
 __attribute__((target("avx512f,avx512vnni"))) void chains_vnni() {
     __m512i sum[sums];
     const __m512i ones = _mm512_set1_epi8(1);
@@ -94,6 +107,8 @@ double peak_operations(const std::string &isa, bool bf16, ThreadPool &pool) {
 #if defined(__x86_64__)
     if (isa == "avx2")
         chains = {chains_256, 16};
+    else if (isa == "avx2_vnni")
+        chains = {chains_avx_vnni, 64};
     else if (isa == "avx512_vnni")
         chains = {chains_vnni, 128};
     else if (isa == "avx512_bf16" && bf16)

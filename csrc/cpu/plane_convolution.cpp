@@ -24,8 +24,7 @@ template <class Element> class PlaneBuilder {
   public:
     static constexpr int plane_channels = sizeof(Element) == 1 ? 4 : 1;
 
-    PlaneBuilder(PlaneConvolution &result, const Op &op, const Int8Kernels &kernels)
-        : result_(result), op_(op) {
+    PlaneBuilder(PlaneConvolution &result, const Op &op, const Int8Kernels &kernels) : result_(result), op_(op) {
         result_.rows.resize(1);
         result_.excess = ExcessWeights(kernels);
     }
@@ -76,8 +75,8 @@ template <class Element> class PlaneBuilder {
             std::copy_n(from, std::min(plane_channels, part.channels - channel), values);
         }
         if constexpr (plane_channels == 4)
-            result_.excess.pack(
-                values, {channel / plane_channels, static_cast<int>(tap), output % plane_outputs, 0}, to);
+            result_.excess.pack(values, {channel / plane_channels, static_cast<int>(tap), output % plane_outputs, 0},
+                                to);
         else
             std::memcpy(to, values, sizeof(Element));
     }

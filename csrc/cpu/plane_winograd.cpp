@@ -91,8 +91,7 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
         phases.emplace_back(op, "weight_up", phase, outputs, phase_positions, channels_of(0));
 
     const int64_t bytes_each = int64_t{plane_outputs} * 4;
-    result.window_weights = bytes_each * 4 * phase_positions * result.low_planes;
-    result.group_bytes = result.window_weights + bytes_each * window_positions * result.planes;
+    result.group_bytes = bytes_each * (4 * phase_positions * result.low_planes + window_positions * result.planes);
     result.weights = AlignedMemory(static_cast<size_t>(result.group_bytes * result.groups));
     result.excess = ExcessWeights(kernels);
     std::byte *to = result.weights.data();
@@ -184,10 +183,8 @@ class WinogradBand {
             for (int i = 0; i < count; ++i)
                 kernels_.winograd->multiply(
                     {scratch_ + position * convolution_.planes * bands_.tile_stride, bands_.tile_stride,
-                     convolution_.planes,
-                     weights(first_group + i,
-                             convolution_.window_weights + position * weight_bytes(convolution_.planes)),
-                     excess(first_group + i, phases() * phase_positions + position),
+                     convolution_.planes, weights(first_group + i, first_window() + position),
+                     excess(first_group + i, first_window() + position),
                      divide_up(tile_rows_ * across_, kernels_.lanes), sums(i, position), bands_.tile_stride});
         }
         for (int i = 0; i < count; ++i)
@@ -209,16 +206,17 @@ class WinogradBand {
     }
 
     int phases() const { return convolution_.low_planes > 0 ? 4 : 0; }
-    // At one position of a group.
-    static int64_t weight_bytes(int planes) { return int64_t{planes} * plane_outputs * 4; }
-    const char *weights(int group, int64_t offset) const {
-        return reinterpret_cast<const char *>(convolution_.weights.data() + group * convolution_.group_bytes + offset);
+    // The positions of a group are numbered as their weights lie: those of the phases, then those of the windows.
+    int first_window() const { return phases() * phase_positions; }
+    const char *weights(int group, int number) const {
+        constexpr int64_t bytes_of_plane = int64_t{plane_outputs} * 4;
+        const int64_t of_phases = std::min(number, first_window()), of_windows = number - of_phases;
+        return reinterpret_cast<const char *>(
+            convolution_.weights.data() + group * convolution_.group_bytes +
+            bytes_of_plane * (of_phases * convolution_.low_planes + of_windows * convolution_.planes));
     }
-
-    // Of position `number` of a group, first of those of the phases.
     ExcessList excess(int group, int number) const {
-        return convolution_.excess.list(
-            static_cast<size_t>(group * (phases() * phase_positions + window_positions) + number));
+        return convolution_.excess.list(static_cast<size_t>(group * (first_window() + window_positions) + number));
     }
 
     // Of group number i of those that are kept together.
@@ -240,7 +238,7 @@ class WinogradBand {
             for (int i = 0; i < count; ++i)
                 kernels_.winograd->multiply(
                     {scratch_ + bands_.low_positions + from * planes * bands_.low_stride, bands_.low_stride, planes,
-                     weights(first_group + i, (phase * phase_positions + position) * weight_bytes(planes)),
+                     weights(first_group + i, phase * phase_positions + position),
                      excess(first_group + i, phase * phase_positions + position),
                      divide_up(low_rows_ * low_across_, kernels_.lanes), low_sums(i, position), bands_.low_stride});
         }

@@ -17,11 +17,11 @@ struct PlaneWinograd {
     int source = 0;                 // the input with 3x3 weights
     int planes = 0, low_planes = 0; // of it, and of the small tensor that is upsampled; 0 without one
     int groups = 0;                 // of the output
-    int64_t group_bytes = 0, window_weights = 0;
-    // [groups], of which each holds [4 phases][phase_positions][low_planes] of the small tensor and, from
-    // window_weights on, [window_positions][planes], of [plane_outputs] words.
+    int64_t group_bytes = 0;
+    // [groups], of which each holds [4 phases][phase_positions][low_planes] of the small tensor, if there is one, and
+    // [window_positions][planes], of [plane_outputs] words.
     AlignedMemory weights;
-    ExcessWeights excess; // [groups][4 phases of phase_positions, if upsampled, then window_positions]
+    ExcessWeights excess; // a list for each position of a group
     bool border_bias = false;
     // Bias less what the 128 of each number adds: [9 by first, middle, last row and column, or 1][groups]
     // [2 rows][2 columns][plane_outputs].

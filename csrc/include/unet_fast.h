@@ -198,8 +198,8 @@ typedef struct uf_info {
     const char *device_reason; /**< why this device was chosen, one sentence */
     const char *precision;     /**< "float32", "bf16", "fp16" or "int8" */
     const char *cpu_isa;       /**< "portable", "avx2", "avx512", "avx512_bf16", "neon"; with precision "int8" also
-                                    "avx512_vnni" and "neon_i8mm", which uf_options.cpu_isa allows as "avx512_bf16" and
-                                    "neon"; "" on a GPU */
+                                    "avx2_vnni", "avx512_vnni" and "neon_i8mm", which uf_options.cpu_isa allows as
+                                    "avx512", "avx512_bf16" and "neon"; "" on a GPU */
     const char *tuning;        /**< which kernels a GPU runs and where that was measured, one sentence, which also names
                                     tuning files that could not be used and why; "" on a CPU */
     const char *tuning_file;   /**< the file with these measurements; "": the engine file's own order of kernels */
