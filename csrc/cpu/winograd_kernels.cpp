@@ -176,6 +176,8 @@ void multiply_blocks(int64_t blocks, const char *input, int64_t stride, const Ve
         for (int g = 0; g < (P + 3) / 4; ++g)
             base[g] = input + 4 * g * stride;
         const Vector *weights = first_weights;
+        // By twos: 0.96 to 0.98 of the time of `relunet64`, most where another thread shares the core.
+#pragma GCC unroll 2
         for (int64_t unit = 0; unit < units; ++unit, weights += Q) {
             Vector weight[Q];
 #pragma GCC unroll 4
