@@ -283,6 +283,11 @@ def _chains() -> dict[str, bytes]:
         "joined": joined("none"),
         "joined and upsampled": joined("nearest"),
         "transposed": transposed(),
+        "infinite scale of no sum": chain(
+            dict(stem), doubled | {"output_scale": 1e-30}, {"op": "dequantise", "at": (2, 1)}, dict(halved),
+            {"op": "output"}, conv_transpose__weight=np.zeros((2, 2, 2, 2), np.int8),
+            conv_transpose__bias=np.zeros(2, np.float32), conv_transpose__scale=np.full(2, 3e38, np.float32),
+        ),
         "transposed by 1": transposed(stride=[1, 1], padding=[1, 0, 0, 1], at=(1, 1)),
         "transposed and cropped": with_document(
             transposed(padding=[1, 0, 0, 0]), put("buffers", 2, "height", value=[2, -1, 1])
