@@ -25,7 +25,7 @@ struct FloatProducts {
 inline Floats to_floats(Ints sum) { return __builtin_convertvector(sum, Floats); }
 inline Floats to_floats(Floats sum) { return sum; }
 
-// The excess of a part likewise.
+// What `accumulate` leaves out of a part: the products with its excess, which lies in the order of outputs.
 template <class Products, int first, int step, int P>
 __attribute__((always_inline)) inline void accumulate_excess(typename Products::Sum (&sum)[plane_outputs][P],
                                                              const PlaneTaps &part) {
