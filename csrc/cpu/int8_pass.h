@@ -8,6 +8,7 @@
 
 #include "activations.h"
 #include "executor.h"
+#include "pass.h"
 #include "plan.h"
 #include "plane_convolution.h"
 #include "plane_winograd.h"
@@ -45,13 +46,6 @@ class Int8Buffers {
     void place_buffer(size_t buffer, std::byte *memory);
     void place_image(std::byte *memory);
 
-    struct Pass {
-        const ImageView *images;
-        const PixelTransform *transforms;
-        int count;
-        float logit_threshold;
-        const OutputView *outputs;
-    };
     // Runs op number `index`.  `activations`: the buffers in floating point.  Worker w has scratch + w * scratch_size.
     void run(size_t index, const Pass &pass, const Activations *activations, ThreadPool &pool, std::byte *scratch,
              size_t scratch_size) const;
