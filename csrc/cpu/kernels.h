@@ -103,7 +103,8 @@ struct WinogradProduct {
     bool adds;                                          // to what the output holds
     float *output;                                      // [position][tile][vectors][lanes]
     int64_t output_position_stride, output_tile_stride; // bytes
-    // What is read after this product, from main memory: it is brought to the second cache meanwhile.
+    // What is read after this product, or after each of its positions: it is brought to the second cache meanwhile, a
+    // little with every unit.
     const char *next;
     int64_t next_bytes;
 };

@@ -32,23 +32,11 @@ constexpr int block_rows(int vectors) {
     return fitting < 24 ? fitting : 24;
 }
 
-// Tiles in a block of a Winograd product of so many units.  With 256-bit vectors and few units, just as many sums as
-// two multiply-adds per cycle need to hide their latency of four: the next block begins while the last one ends, which
-// more sums delay (Zen 3, windows in the second cache: 4 x 2 reach 0.95 of the peak with 16 units, 6 x 2 0.79; 0.97 and
-// 0.88 with 32).
-constexpr int few_units = 32;
-constexpr int few_unit_rows(int vectors) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    return 8 / vectors;
-#else
-    return block_rows(vectors);
-#endif
-}
-
 struct Float32 {
     typedef float Stored;
     static Vector load(const void *from) { return *static_cast<const Vector *>(from); }
     static void store(void *to, Vector value) { *static_cast<Vector *>(to) = value; }
+    static Vector multiply(Vector weights, const void *unit) { return weights * *static_cast<const float *>(unit); }
     static void multiply_add(Vector &sum, Vector weights, const void *unit) {
         sum += weights * *static_cast<const float *>(unit);
     }
@@ -64,6 +52,11 @@ struct Bf16 {
     }
     static void store(void *to, Vector value) {
         *static_cast<Halves *>(to) = (Halves)_mm512_cvtneps_pbh((__m512)value);
+    }
+    static Vector multiply(Vector weights, const void *unit) {
+        Vector sum = {};
+        multiply_add(sum, weights, unit);
+        return sum;
     }
     static void multiply_add(Vector &sum, Vector weights, const void *unit) {
         const __m512i pair = _mm512_set1_epi32(*static_cast<const int *>(unit));
