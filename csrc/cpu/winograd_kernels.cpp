@@ -166,7 +166,7 @@ struct PositionProduct {
     char *output;
     int64_t output_stride;
     const char *next; // see WinogradProduct
-    int64_t step;     // bytes of it per unit of a block
+    int64_t step;     // bytes of it per unit of a block: fetching a line again costs nothing that can be measured
 };
 
 // Blocks of P tiles x Q vectors, one after the other, each in registers.
