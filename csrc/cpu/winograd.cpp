@@ -446,7 +446,7 @@ const std::byte *weights_of(const WinogradConvolution &convolution, const Channe
 }
 
 // A row of positions of a channel block and phase, from windows to products, which both begin at that row; without its
-// weights.
+// weights and what is read next.
 WinogradProduct product_of(const WinogradConvolution &convolution, const ChannelBlock &block,
                            const WinogradPhase &phase, int64_t tiles, const Positions &windows,
                            const Positions &products) {
@@ -463,8 +463,6 @@ WinogradProduct product_of(const WinogradConvolution &convolution, const Channel
     product.output = reinterpret_cast<float *>(products.data);
     product.output_position_stride = products.position_stride;
     product.output_tile_stride = products.tile_stride;
-    product.next = nullptr;
-    product.next_bytes = 0;
     return product;
 }
 
