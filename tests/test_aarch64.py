@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from tests.capi import LIBRARY
 from tests.conftest import ROOT
 from tests.programs import build_library, compile_program, every_api_program, run, tool
-from tests.test_int8 import quantised
+from tests.test_int8 import extreme, quantised
 
 pytestmark = pytest.mark.slow  # a cross-build, then an emulator
 
@@ -48,13 +49,15 @@ def cross_compile(program: Path, source: Path, build: Path) -> Path:
 
 
 def test_every_op() -> None:
-    """In portable C++ and NEON, against the plain loops."""
-    assert "passed" in emulate(cross_build("test_cpu_executor") / "test_cpu_executor", "0", "10")
+    """In portable C++ and NEON, with and without bf16, against the plain loops."""
+    said = emulate(cross_build("test_cpu_executor") / "test_cpu_executor", "0", "6", processor="max")
+    assert "on neon_bf16 neon portable" in said
 
 
 def test_winograd() -> None:
     """Likewise, every tile, against float64."""
-    assert "passed" in emulate(cross_build("test_winograd") / "test_winograd", "0", "3")
+    said = emulate(cross_build("test_winograd") / "test_winograd", "0", "2", processor="max")
+    assert "on neon_bf16 neon portable" in said
 
 
 @every_api_program
@@ -65,15 +68,26 @@ def test_programs(source: str, arguments: tuple[str, ...], build: Path, engines:
 
 
 def here_and_there(
-    engine: Path, precision: str, height: int, width: int, build: Path, folder: Path, **there: str
+    engine: Path,
+    precision: str,
+    height: int,
+    width: int,
+    build: Path,
+    folder: Path,
+    here: str = "",
+    **there: str,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
-    """An engine's result for one image on this machine and on the emulated one, and the latter's instruction set."""
+    """An engine's result for one image on this machine and on the emulated one, and the latter's instruction set.
+
+    `here`: the precision on this machine, where it is another one."""
     if platform.machine() != "x86_64":
         pytest.skip("compares with x86-64")
     source = SOURCES / "write_probability.c"
-    arguments = (engine, precision, str(height), str(width))
-    run(compile_program(folder / "here", source, library=LIBRARY.parent), *arguments, folder / "here.raw")
-    isa = emulate(cross_compile(folder / "there", source, build), *arguments, folder / "there.raw", **there).strip()
+    size = (str(height), str(width))
+    local = compile_program(folder / "here", source, library=LIBRARY.parent)
+    run(local, engine, here or precision, *size, folder / "here.raw")
+    emulated = cross_compile(folder / "there", source, build)
+    isa = emulate(emulated, engine, precision, *size, folder / "there.raw", **there).strip()
     expected, found = (np.fromfile(folder / f"{where}.raw", np.float32) for where in ("here", "there"))
     assert expected.size == found.size >= height * width
     assert np.isfinite(expected).all()
@@ -94,14 +108,55 @@ def test_results_are_those_of_this_machine(
     assert largest <= TOLERANCE * scale, f"differ by {largest}"
 
 
-@pytest.mark.parametrize(("processor", "kernels"), [("cortex-a76", "portable"), ("max", "neon_i8mm")])
+def test_bf16(build: Path, engine_file: Callable[..., Path], tmp_path: Path) -> None:
+    """The products of a processor that has them."""
+    file = engine_file("plain")
+    expected, exact, isa = here_and_there(file, "float32", 75, 50, build, tmp_path, processor="max")
+    _, found, bf16_isa = here_and_there(file, "bf16", 75, 50, build, tmp_path, here="float32", processor="max")
+    assert isa == bf16_isa == "neon_bf16"
+    assert 1e-5 < np.abs(expected - found).max() < 2e-2
+    assert np.abs(expected - exact).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("processor", "kernels"), [("cortex-a72", "neon"), ("cortex-a76", "neon_dotprod"), ("max", "neon_i8mm")]
+)
 @pytest.mark.parametrize("winograd", [False, True], ids=["direct", "winograd"])
-@pytest.mark.parametrize("name", ["plain", "classes"])
+@pytest.mark.parametrize("name", ["plain", "classes", "extreme"])
 def test_int8_gives_the_bits_of_this_machine(
     name: str, winograd: bool, processor: str, kernels: str, build: Path, tmp_path: Path
 ) -> None:
-    """In one pass: blended tiles are added in float32.  Of these processors one has no instructions for int8."""
-    (tmp_path / "int8.unet").write_bytes(quantised(name, winograd=winograd))
+    """In one pass: blended tiles are added in float32.  Processors of ARMv8.0, 8.2 and 8.6, each with what it has."""
+    data = quantised("plain" if name == "extreme" else name, winograd=winograd)
+    if name == "extreme":
+        data = extreme(data, np.random.default_rng(0))
+    (tmp_path / "int8.unet").write_bytes(data)
     expected, found, isa = here_and_there(tmp_path / "int8.unet", "int8", 32, 32, build, tmp_path, processor=processor)
     assert isa == kernels
+    assert len(np.unique(expected)) > 1
     assert np.array_equal(expected, found)
+
+
+def innermost_loops(function: str) -> Iterator[str]:
+    """Those in what objdump prints of a function."""
+    at = {match[1]: match.start() for match in re.finditer(r"^ +([0-9a-f]+):", function, re.MULTILINE)}
+    end_of_loops = 0
+    for jump in re.finditer(r"^ +[0-9a-f]+:\t(?:b\.\w+|cbnz|tbnz)\t(?:.*, )?([0-9a-f]+) <.*$", function, re.MULTILINE):
+        begin = at.get(jump[1], len(function))
+        if end_of_loops <= begin < jump.start():
+            yield function[begin : jump.end()]
+        if begin < jump.start():
+            end_of_loops = jump.end()
+
+
+def test_sums_stay_in_registers(build: Path) -> None:
+    """No loop of products reads or writes the stack: of the blocks that the kernels take none is too large."""
+    loops = 0
+    for kernels in build.glob("CMakeFiles/uf_*_neon*.dir/csrc/cpu/*kernels.cpp.o"):
+        code = run(tool("aarch64-linux-gnu-objdump"), "--disassemble", "--no-show-raw-insn", kernels)
+        for function in code.split("\n\n"):
+            for loop in innermost_loops(function):
+                if len(re.findall(r"\t(?:fmla|bfdot|sdot|usdot|sadalp)\t", loop)) >= 8:
+                    loops += 1
+                    assert "[sp" not in loop, f"{kernels}\n{function.splitlines()[0]}\n{loop}"
+    assert loops > 100

@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 Files = Callable[..., Path]
 
 FLOAT32, BF16 = 1e-5, 1e-2
-ISAS = ("portable", "neon") if platform.machine() == "aarch64" else ("portable", "avx2", "avx512")
+ISAS = ("portable", "neon", "neon_bf16") if platform.machine() == "aarch64" else ("portable", "avx2", "avx512")
 
 
 def pytorch_probability(

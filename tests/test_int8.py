@@ -111,19 +111,24 @@ def test_every_instruction_set_gives_the_bits_of_the_plain_loops(name: str, wino
                 assert np.array_equal(result, truth), f"{engine.cpu_isa} at {height} x {width}, {dtype.__name__}"
 
 
-@forms("rgb", "width24", "up_relu", "valid")
-@pytest.mark.parametrize("seed", [0, 1])
-def test_extreme_weights_on_extreme_bytes(name: str, winograd: bool, seed: int) -> None:
-    """Sums of two products that 16 bits do not hold, which the instructions of AVX2 would cut, in most words."""
-    random = np.random.default_rng(seed)
-    file = engine_file.read(quantised(name, seed, winograd=winograd))
+def extreme(data: bytes, random: np.random.Generator) -> bytes:
+    """The engine file with such weights that instructions which add two products in 16 bits would cut most sums."""
+    file = engine_file.read(data)
     tensors = {
         key: random.choice([-128, -127, -64, 0, 1, 65, 127], array.shape).astype(np.int8)
         if array.dtype == np.int8
         else array
         for key, array in file.tensors.items()
     }
-    data = engine_file.serialise(file.document, tensors)
+    return engine_file.serialise(file.document, tensors)
+
+
+@forms("rgb", "width24", "up_relu", "valid")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_extreme_weights_on_extreme_bytes(name: str, winograd: bool, seed: int) -> None:
+    """Sums of two products that 16 bits do not hold, which the instructions of AVX2 would cut, in most words."""
+    random = np.random.default_rng(seed)
+    data = extreme(quantised(name, seed, winograd=winograd), random)
     slow = Engine(data, device="cpu-reference")
     for height, width in image_sizes(slow):
         image = random.choice([0, 255], (height, width, slow.channels)).astype(np.uint8)

@@ -29,8 +29,8 @@ bool choose_bf16(const std::string &precision, const std::string &plan_precision
     if (precision == "auto")
         return available && plan_precision != "float32";
     if (precision == "bf16" && !available)
-        throw Error(UF_ERR_UNSUPPORTED, message("precision bf16 needs a CPU with AVX-512 BF16, and the instruction set "
-                                                "in use is ",
+        throw Error(UF_ERR_UNSUPPORTED, message("precision bf16 needs a CPU with AVX-512 BF16 or Arm's BF16, and the "
+                                                "instruction set in use is ",
                                                 kernels.isa, "; here, use auto or float32"));
     return precision == "bf16";
 }

@@ -6,15 +6,13 @@
 namespace uf {
 
 void ExcessWeights::pack(int8_t (&values)[4], ExcessWeight place, std::byte *to) {
-    // 128 * 255 is the most that 16 bits hold of either sign.
-    constexpr int most = 128;
     int8_t excess[4] = {};
-    for (int pair = 0; saturates_ && pair < 4; pair += 2) {
+    for (int pair = 0; pair < 4; pair += 2) {
         const int sum = values[pair] + values[pair + 1];
-        // Of different signs two products never exceed it.
-        if ((values[pair] < 0) != (values[pair + 1] < 0) || (sum >= -most && sum <= most))
+        // Of different signs two products always fit.
+        if ((values[pair] < 0) != (values[pair + 1] < 0) || (sum >= -largest_pair_ && sum <= largest_pair_))
             continue;
-        excess[pair] = static_cast<int8_t>(sum < 0 ? sum + most : sum - most);
+        excess[pair] = static_cast<int8_t>(sum < 0 ? sum + largest_pair_ : sum - largest_pair_);
         values[pair] = static_cast<int8_t>(values[pair] - excess[pair]);
     }
     std::memcpy(to, values, 4);

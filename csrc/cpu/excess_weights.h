@@ -9,12 +9,12 @@
 
 namespace uf {
 
-// Packs words, and keeps what kernels that saturate would lose of them (Int8Kernels::saturates).  Words whose products
-// are summed together share a list.
+// Packs words, and keeps what is too large in them (Int8Kernels::largest_pair).  Words whose products are summed
+// together share a list.
 class ExcessWeights {
   public:
     ExcessWeights() = default;
-    explicit ExcessWeights(const Int8Kernels &kernels) : saturates_(kernels.saturates) {}
+    explicit ExcessWeights(const Int8Kernels &kernels) : largest_pair_(kernels.largest_pair) {}
 
     // Writes the weights of four channels, which `place` says where to find, to `to`.
     void pack(int8_t (&values)[4], ExcessWeight place, std::byte *to);
@@ -27,7 +27,7 @@ class ExcessWeights {
     }
 
   private:
-    bool saturates_ = false;
+    int largest_pair_ = any_pair;
     std::vector<ExcessWeight> weights_;
     std::vector<size_t> ends_; // of each list
 };

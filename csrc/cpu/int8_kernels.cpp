@@ -1,5 +1,6 @@
-// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx2_vnni|avx512|avx512_vnni|neon_i8mm and the flags
-// for it, and without contraction of products and sums.
+// Compiled once per instruction set, with
+// -DUF_ISA=portable|avx2|avx2_vnni|avx512|avx512_vnni|neon|neon_dotprod|neon_i8mm and the flags for it, and without
+// contraction of products and sums.
 //
 // The microkernel is a block of P pixel vectors x 4 output channels that lives in registers while all planes and taps
 // stream past: per plane and tap, P loads of pixels, 4 broadcasts of weights, 4 * P multiply-adds.
@@ -12,13 +13,15 @@ namespace {
 // float32 pixels, of the image, times float32 weights.
 struct FloatProducts {
     // A stem has one phase, an image any values.
-    static constexpr bool interleaves = false, may_overflow = true, saturates = false;
+    static constexpr bool interleaves = false, may_overflow = true, centred = false;
+    static constexpr int largest_pair = any_pair;
     typedef Floats Sum;
     typedef float Bias;
     typedef Floats Pixels;
     typedef Floats Weights;
     static Pixels load(const char *from) { return *reinterpret_cast<const LooseFloats *>(from); }
-    static Weights broadcast(const int32_t *words) { return splat(*reinterpret_cast<const float *>(words)); }
+    static Weights broadcast(const int32_t *word) { return splat(*reinterpret_cast<const float *>(word)); }
+    static Weights of_output(const int32_t *words, int output) { return broadcast(words + output); }
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) { sum += pixels * weights; }
 };
 
@@ -30,7 +33,7 @@ template <class Products, int first, int step, int P>
 __attribute__((always_inline)) inline void accumulate_excess(typename Products::Sum (&sum)[plane_outputs][P],
                                                              const PlaneTaps &part) {
     constexpr int count = P / step;
-    if (!Products::saturates || part.excess.count == 0)
+    if (Products::largest_pair == any_pair || part.excess.count == 0)
         return;
     const ExcessWeight *at = part.excess.first, *const end = at + part.excess.count;
 #pragma GCC unroll 4
@@ -162,15 +165,11 @@ void head_planes(const PlaneHead &head) {
     }
 }
 
-const Int8Kernels table = {UF_STRING(UF_ISA),
-                           lane_count,
-                           most_vectors,
-                           ByteProducts::saturates,
-                           convolve_bytes,
-                           convolve_floats,
-                           pool_plane,
-                           head_planes,
-                           &UF_JOIN(int8_winograd_kernels_, UF_ISA)};
+const Int8Kernels table = {UF_STRING(UF_ISA),     lane_count,
+                           most_vectors,          ByteProducts::largest_pair,
+                           ByteProducts::centred, convolve_bytes,
+                           convolve_floats,       pool_plane,
+                           head_planes,           &UF_JOIN(int8_winograd_kernels_, UF_ISA)};
 
 } // namespace
 

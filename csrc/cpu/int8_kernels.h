@@ -12,8 +12,9 @@ namespace uf {
 // unaligned loads; weights are broadcast.  Four output channels make the plane that comes out, and their sums become
 // its bytes without a shuffle between pixels.
 constexpr int plane_outputs = 4;
+constexpr int any_pair = 256; // two int8 of one sign
 
-// What a word of weights had to leave out: see Int8Kernels::saturates.
+// What a word of weights had to leave out: see Int8Kernels::largest_pair.
 struct ExcessWeight {
     int32_t plane, tap, output; // whose pixels it multiplies, and what of plane_outputs takes the product
     int32_t weights;            // int8 of four channels
@@ -34,6 +35,8 @@ struct PlaneTaps {
     int tap_count;
     const char *weights; // [planes][taps][plane_outputs] words of 32 bits
     ExcessList excess;   // of int8
+    // [plane_outputs], for kernels with `centred`: 128 times the sum of an output's weights.
+    const int32_t *zeros;
 };
 
 // A block of pixel vectors times four output channels: output = (bias + sum over all taps) * multiplier.  Sums of uint8
@@ -83,9 +86,13 @@ struct Int8Kernels {
     const char *isa;
     int lanes;        // pixels in a vector
     int most_vectors; // even
-    // The sum of products with channels 0 and 1 of a word has to fit 16 bits, and so has that with 2 and 3.  Weights
-    // that could exceed it go to a list, at most one of each two, and the word keeps what is left.
-    bool saturates;
+    // The sum of products with channels 0 and 1 of a word has to fit 16 bits, and so has that with 2 and 3: two weights
+    // of one sign may have this sum at most.  What is beyond it goes to a list, at most one weight of each two, and the
+    // word keeps the rest.  `any_pair` where no sum is too large.
+    int largest_pair;
+    // The instructions multiply int8 with int8, so that pixels are taken as numbers 128 below them, and tiles at their
+    // positions are kept so.
+    bool centred;
     void (*convolve_bytes)(const PlaneBlock &block);
     void (*convolve_floats)(const PlaneBlock &block); // weights are one float32 per output, plane and tap
     void (*pool)(const PlanePool &pool);
@@ -100,6 +107,8 @@ const Int8Kernels *int8_kernels_avx2_vnni();
 const Int8Kernels *int8_kernels_avx512();
 const Int8Kernels *int8_kernels_avx512_vnni();
 #elif defined(__aarch64__)
+const Int8Kernels *int8_kernels_neon();
+const Int8Kernels *int8_kernels_neon_dotprod();
 const Int8Kernels *int8_kernels_neon_i8mm();
 #endif
 

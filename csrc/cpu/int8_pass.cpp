@@ -1,26 +1,13 @@
 #include "int8_pass.h"
 
-#if defined(__aarch64__)
-#include <sys/auxv.h>
-#elif defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <algorithm>
 
 #include "convolution.h"
+#include "cpu_features.h"
 #include "plain_ops.h"
 
 namespace uf {
 namespace {
-
-#if defined(__x86_64__)
-// CPUID leaf 7.1, EAX bit 4; __builtin_cpu_supports of clang 14 does not know it.
-bool has_avx_vnni() {
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
-}
-#endif
 
 // Height and width of what a head computes.
 struct Sides {
@@ -75,37 +62,6 @@ void dequantise_row(const Planes &from, const Activations &to, float scale, int6
 }
 
 } // namespace
-
-const Int8Kernels &choose_int8_kernels(const std::string &isa) {
-    struct Candidate {
-        const Int8Kernels *kernels;
-        const char *bound; // the name by which choose_kernels knows what these need at least
-        bool runs_here;
-    };
-    // Best first.
-    const Candidate candidates[] = {
-#if defined(__x86_64__)
-        {int8_kernels_avx512_vnni(), "avx512_bf16",
-         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
-        {int8_kernels_avx512(), "avx512",
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl")},
-        {int8_kernels_avx2_vnni(), "avx512", has_avx_vnni()}, // "avx2" is without
-        {int8_kernels_avx2(), "avx2", __builtin_cpu_supports("avx2") != 0},
-#elif defined(__aarch64__)
-        {int8_kernels_neon_i8mm(), "neon", (getauxval(AT_HWCAP2) >> 13 & 1) != 0}, // HWCAP2_I8MM
-#endif
-        {int8_kernels_portable(), "portable", true},
-    };
-    bool within_bound = isa == "auto";
-    for (const Candidate &candidate : candidates) {
-        within_bound = within_bound || isa == candidate.bound;
-        if (within_bound && candidate.runs_here)
-            return *candidate.kernels;
-    }
-    return *int8_kernels_portable();
-}
 
 Int8Program::Int8Program(const Plan &of, const std::string &isa) : plan(of), kernels(choose_int8_kernels(isa)) {
     for (const Op &op : plan.ops) {

@@ -17,9 +17,6 @@
 
 namespace uf {
 
-// The best kernels that `isa`, as for choose_kernels and already checked by it, allows on this machine.
-const Int8Kernels &choose_int8_kernels(const std::string &isa);
-
 // The ops of a plan that read or write uint8, prepared once and shared by all contexts.
 class Int8Program {
   public:

@@ -8,7 +8,11 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_NEON)
+#elif defined(__ARM_NEON) && !defined(UF_ISA_portable)
+#define UF_NEON 1
+#if defined(__ARM_FEATURE_MATMUL_INT8) || defined(__ARM_FEATURE_DOTPROD)
+#define UF_NEON_DOT 1 // sums of four products of bytes in one instruction
+#endif
 #include <arm_neon.h>
 #endif
 
@@ -21,8 +25,10 @@ constexpr int lane_count = 16, most_vectors = 6;
 constexpr int lane_count = 16, most_vectors = 4;
 #elif defined(__AVX2__)
 constexpr int lane_count = 8, most_vectors = 2;
-#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#elif defined(UF_NEON_DOT)
 constexpr int lane_count = 4, most_vectors = 6;
+#elif defined(UF_NEON)
+constexpr int lane_count = 4, most_vectors = 4;
 #else
 constexpr int lane_count = 4, most_vectors = 2;
 #endif
@@ -39,33 +45,34 @@ typedef Floats LooseFloats __attribute__((aligned(4)));
 inline Ints splat(int32_t value) { return Ints{} + value; }
 inline Floats splat(float value) { return Floats{} + value; }
 
+// Between a number and the byte 128 above it, four in a lane.
+inline Ints flip(Ints bytes) { return bytes ^ static_cast<int32_t>(0x80808080U); }
+
 // uint8 pixels times int8 weights.
 struct ByteProducts {
     static constexpr bool interleaves = true, may_overflow = false;
     typedef Ints Sum;
     typedef int32_t Bias;
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_MATMUL_INT8)
-    static constexpr bool saturates = false;
+#if defined(__AVX2__)
     typedef Ints Pixels;
     typedef Ints Weights;
+    static constexpr bool centred = false;
     static Pixels load(const char *from) { return *reinterpret_cast<const LooseInts *>(from); }
     static Weights broadcast(const int32_t *word) { return splat(*word); }
-    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
 #if defined(__AVX512VNNI__)
+    static constexpr int largest_pair = any_pair;
+    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
         sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)pixels, (__m512i)weights);
-#elif defined(__AVXVNNI__)
-        sum = (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)pixels, (__m256i)weights);
-#else
-        sum = (Ints)vusdotq_s32((int32x4_t)sum, (uint8x16_t)pixels, (int8x16_t)weights);
-#endif
     }
-#elif defined(__AVX2__)
-    // The instruction that multiplies bytes saturates the sum of two products, the next one adds two such sums.
-    static constexpr bool saturates = true;
-    typedef Ints Pixels;
-    typedef Ints Weights;
-    static Pixels load(const char *from) { return *reinterpret_cast<const LooseInts *>(from); }
-    static Weights broadcast(const int32_t *word) { return splat(*word); }
+#elif defined(__AVXVNNI__)
+    static constexpr int largest_pair = any_pair;
+    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
+        sum = (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)pixels, (__m256i)weights);
+    }
+#else
+    // The instruction that multiplies bytes saturates the sum of two products, the next one adds two such sums.  16
+    // bits hold 128 * 255 of either sign.
+    static constexpr int largest_pair = 128;
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
 #if defined(__AVX512BW__)
         const __m512i pairs = _mm512_maddubs_epi16((__m512i)pixels, (__m512i)weights);
@@ -76,10 +83,65 @@ struct ByteProducts {
         asm("" : "+x"(sum)); // here: g++ 12 else gathers products, for which 16 registers are too few
 #endif
     }
+#endif
+#elif defined(UF_NEON_DOT)
+    // Instructions take a word of a vector of four, so one vector holds those of all outputs.
+    static_assert(plane_outputs == 4);
+    typedef Ints Pixels;
+    struct Weights {
+        Ints words;
+        int output;
+    };
+    static constexpr int largest_pair = any_pair;
+    static Weights broadcast(const int32_t *word) { return {splat(*word), 0}; }
+    static Weights of_output(const int32_t *words, int output) {
+        return {*reinterpret_cast<const LooseInts *>(words), output};
+    }
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    static constexpr bool centred = false;
+    static Pixels load(const char *from) { return *reinterpret_cast<const LooseInts *>(from); }
+    template <int output> static void multiply_add_word(Sum &sum, const Pixels &pixels, const Ints &words) {
+        sum = (Ints)vusdotq_laneq_s32((int32x4_t)sum, (uint8x16_t)pixels, (int8x16_t)words, output);
+    }
 #else
-    static constexpr bool saturates = false;
+    static constexpr bool centred = true;
+    static Pixels load(const char *from) { return flip(*reinterpret_cast<const LooseInts *>(from)); }
+    template <int output> static void multiply_add_word(Sum &sum, const Pixels &pixels, const Ints &words) {
+        sum = (Ints)vdotq_laneq_s32((int32x4_t)sum, (int8x16_t)pixels, (int8x16_t)words, output);
+    }
+#endif
+    // The compiler knows the output, as all loops over outputs are unrolled.
+    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
+        switch (weights.output) {
+        case 0:
+            return multiply_add_word<0>(sum, pixels, weights.words);
+        case 1:
+            return multiply_add_word<1>(sum, pixels, weights.words);
+        case 2:
+            return multiply_add_word<2>(sum, pixels, weights.words);
+        default:
+            return multiply_add_word<3>(sum, pixels, weights.words);
+        }
+    }
+#elif defined(UF_NEON)
+    typedef Ints Pixels;
+    typedef Ints Weights;
+    static constexpr bool centred = true;
+    // Sums of two products have 16 bits: of all that there are, twice 128 * 128 alone is too large.
+    static constexpr int largest_pair = 255;
+    static Pixels load(const char *from) { return flip(*reinterpret_cast<const LooseInts *>(from)); }
+    static Weights broadcast(const int32_t *word) { return splat(*word); }
+    static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
+        const int8x16_t numbers = (int8x16_t)pixels, factors = (int8x16_t)weights;
+        const int16x8_t low = vmull_s8(vget_low_s8(numbers), vget_low_s8(factors));
+        const int16x8_t pairs = vpaddq_s16(low, vmull_high_s8(numbers, factors));
+        sum = (Ints)vpadalq_s16((int32x4_t)sum, pairs);
+    }
+#else
     typedef Words Pixels;
     typedef int32_t Weights;
+    static constexpr bool centred = false;
+    static constexpr int largest_pair = any_pair;
     static Pixels load(const char *from) { return *reinterpret_cast<const LooseWords *>(from); }
     static Weights broadcast(const int32_t *word) { return *word; }
     static void multiply_add(Sum &sum, const Pixels &pixels, const Weights &weights) {
@@ -89,6 +151,9 @@ struct ByteProducts {
         }
     }
 #endif
+#if !defined(UF_NEON_DOT)
+    static Weights of_output(const int32_t *words, int output) { return broadcast(words + output); }
+#endif
 };
 
 // Adds the products of one part, but for its excess, to every `step`-th vector of sums from `first` on.
@@ -96,6 +161,14 @@ template <class Products, int first, int step, int P>
 __attribute__((always_inline)) inline void accumulate(typename Products::Sum (&sum)[plane_outputs][P],
                                                       const PlaneTaps &part) {
     constexpr int count = P / step;
+    if constexpr (Products::centred) {
+#pragma GCC unroll 4
+        for (int o = 0; o < plane_outputs; ++o) {
+#pragma GCC unroll 8
+            for (int v = 0; v < count; ++v)
+                sum[o][first + step * v] += part.zeros[o];
+        }
+    }
     int64_t pixels[count];
 #pragma GCC unroll 8
     for (int v = 0; v < count; ++v)
@@ -111,7 +184,7 @@ __attribute__((always_inline)) inline void accumulate(typename Products::Sum (&s
                 loaded[v] = Products::load(from + pixels[v]);
 #pragma GCC unroll 4
             for (int o = 0; o < plane_outputs; ++o) {
-                const typename Products::Weights weight = Products::broadcast(weights + o);
+                const typename Products::Weights weight = Products::of_output(weights, o);
 #pragma GCC unroll 8
                 for (int v = 0; v < count; ++v)
                     Products::multiply_add(sum[o][first + step * v], loaded[v], weight);
@@ -136,6 +209,12 @@ inline Ints to_bytes(const Floats (&value)[plane_outputs]) {
     const __m256i order = _mm256_setr_epi32(0x0C080400, 0x0D090501, 0x0E0A0602, 0x0F0B0703, 0x0C080400, 0x0D090501,
                                             0x0E0A0602, 0x0F0B0703);
     return (Ints)_mm256_shuffle_epi8(_mm256_packus_epi16(low, high), order);
+#elif defined(UF_NEON)
+    const auto rounded = [](Floats from) { return vqmovn_s32(vcvtnq_s32_f32((float32x4_t)from)); };
+    const uint8x8_t low = vqmovun_s16(vcombine_s16(rounded(value[0]), rounded(value[1])));
+    const uint8x8_t high = vqmovun_s16(vcombine_s16(rounded(value[2]), rounded(value[3])));
+    const uint8x16_t order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    return (Ints)vqtbl1q_u8(vcombine_u8(low, high), order);
 #else
     Ints bytes = {};
     for (int o = 0; o < plane_outputs; ++o) {

@@ -13,16 +13,13 @@ inline void store(char *to, Ints value) { *reinterpret_cast<LooseInts *>(to) = v
 
 // -- four bytes a lane ------------------------------------------------------------------------------------------------
 
-// Between a number and the byte 128 above it.
-inline Ints flip(Ints bytes) { return bytes ^ static_cast<int32_t>(0x80808080U); }
-
 // (a + b + 1) / 2 of bytes.
 inline Ints average_up(Ints a, Ints b) {
 #if defined(__AVX512BW__)
     return (Ints)_mm512_avg_epu8((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
     return (Ints)_mm256_avg_epu8((__m256i)a, (__m256i)b);
-#elif defined(__ARM_NEON)
+#elif defined(UF_NEON)
     return (Ints)vrhaddq_u8((uint8x16_t)a, (uint8x16_t)b);
 #else
     const Bytes either = (Bytes)a | (Bytes)b, other = (Bytes)a ^ (Bytes)b;
@@ -32,7 +29,7 @@ inline Ints average_up(Ints a, Ints b) {
 
 // (a + b) / 2 of bytes.
 inline Ints average_down(Ints a, Ints b) {
-#if defined(__ARM_NEON)
+#if defined(UF_NEON)
     return (Ints)vhaddq_u8((uint8x16_t)a, (uint8x16_t)b);
 #else
     return ~average_up(~a, ~b);
@@ -45,7 +42,7 @@ inline Ints difference(Ints a, Ints b) {
     return (Ints)_mm512_subs_epi8((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
     return (Ints)_mm256_subs_epi8((__m256i)a, (__m256i)b);
-#elif defined(__ARM_NEON)
+#elif defined(UF_NEON)
     return (Ints)vqsubq_s8((int8x16_t)a, (int8x16_t)b);
 #else
     const Bytes x = (Bytes)a, y = (Bytes)b, wrapped = x - y;
@@ -139,13 +136,23 @@ template <class Transform> void transform_windows(const TileWindows &given) {
                     Transform::rows(pixel, flipped, result);
 #pragma GCC unroll 5
                 for (int column = 0; column < count; ++column)
-                    store(to + (row * count + column) * windows.position_stride + 4 * tile, result[column]);
+                    store(to + (row * count + column) * windows.position_stride + 4 * tile,
+                          ByteProducts::centred ? flip(result[column]) : result[column]);
             }
         }
     }
 }
 
 // -- products ---------------------------------------------------------------------------------------------------------
+
+// Tiles at their positions are as the instructions take them.
+struct TileProducts : ByteProducts {
+    static constexpr bool centred = false;
+    static Pixels load(const char *from) {
+        const auto pixels = (Ints)ByteProducts::load(from);
+        return (Pixels)(ByteProducts::centred ? flip(pixels) : pixels); // flips twice, or not at all
+    }
+};
 
 template <int P> void multiply_vectors(const TileProduct &product, int vectors, int64_t first) {
     if constexpr (P > 0) {
@@ -159,8 +166,8 @@ template <int P> void multiply_vectors(const TileProduct &product, int vectors, 
         for (int v = 0; v < P; ++v)
             pixels[v] = v * vector_bytes;
         const int64_t tap = first * vector_bytes;
-        accumulate<ByteProducts, 0, 1>(
-            sum, {product.input, product.plane_stride, product.planes, pixels, &tap, 1, product.weights, {}});
+        accumulate<TileProducts, 0, 1>(
+            sum, {product.input, product.plane_stride, product.planes, pixels, &tap, 1, product.weights, {}, nullptr});
 #pragma GCC unroll 4
         for (int o = 0; o < plane_outputs; ++o) {
 #pragma GCC unroll 8
@@ -176,15 +183,15 @@ void multiply_tiles(const TileProduct &product) {
         const int64_t first = product.vectors * block / blocks, end = product.vectors * (block + 1) / blocks;
         multiply_vectors<most_vectors>(product, static_cast<int>(end - first), first);
     }
-    if constexpr (ByteProducts::saturates) {
+    if constexpr (TileProducts::largest_pair < any_pair) {
         for (int i = 0; i < product.excess.count; ++i) {
             const ExcessWeight &excess = product.excess.first[i];
             const char *from = product.input + excess.plane * product.plane_stride;
             char *to = product.sums + excess.output * product.output_stride;
-            const auto weight = ByteProducts::broadcast(&excess.weights);
+            const auto weight = TileProducts::broadcast(&excess.weights);
             for (int64_t v = 0; v < product.vectors; ++v, from += vector_bytes, to += vector_bytes) {
                 Ints sum = load(to);
-                ByteProducts::multiply_add(sum, ByteProducts::load(from), weight);
+                TileProducts::multiply_add(sum, TileProducts::load(from), weight);
                 store(to, sum);
             }
         }

@@ -4,8 +4,9 @@
 // A vector is a run of tiles: lane t holds four channels of tile t.  Tiles are numbered row by row through a band, so
 // that narrow images fill vectors too.  Whole vectors are written: what lies behind the last tile is overwritten.
 //
-// Numbers below zero are kept as bytes, 128 above themselves, since pixels are uint8 where the instructions multiply;
-// what that adds to a sum is known from the weights and in the constants of the `finish` functions.
+// Numbers below zero are kept as bytes, 128 above themselves, where the instructions multiply uint8 pixels; where they
+// multiply int8 (`centred`), numbers are kept as they are, and the bytes of the position that averages pixels 128
+// below; what that adds to a sum is known from the weights and in the constants of the `finish` functions.
 //
 // As kernels.h, this uses no inline function and no template of the standard library.
 #pragma once

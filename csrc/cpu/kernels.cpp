@@ -1,4 +1,5 @@
-// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_bf16|neon and the flags for it.
+// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_bf16|neon|neon_bf16 and the flags for
+// it.
 //
 // The microkernel is a block of P output pixels x Q vectors of output channels that lives in registers while all taps
 // and units stream past: per unit, Q loads of weights, P broadcasts of input, P * Q multiply-adds.
@@ -56,7 +57,7 @@ template <class Number, int P, int Q> void conv_block(const ConvRow &row, int64_
 
     activate(sum, row.activation, row.slope);
     char *output = static_cast<char *>(row.output) + first * row.output_stride;
-#if defined(__AVX512BF16__)
+#if defined(UF_BF16_PRODUCTS)
     if (row.output_is_bf16)
         return store<Bf16>(sum, output, row.output_stride);
 #endif
@@ -140,7 +141,7 @@ const KernelTable table = {
     lane_count,
     widest,
     conv_row<Float32>,
-#if defined(__AVX512BF16__)
+#if defined(UF_BF16_PRODUCTS)
     conv_row<Bf16>,
     pool_row<Float32>,
     pool_row<Bf16>,

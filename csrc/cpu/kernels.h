@@ -185,6 +185,7 @@ const KernelTable *kernels_avx512();
 const KernelTable *kernels_avx512_bf16();
 #elif defined(__aarch64__)
 const KernelTable *kernels_neon();
+const KernelTable *kernels_neon_bf16();
 #endif
 
 } // namespace uf

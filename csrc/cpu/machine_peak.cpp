@@ -15,9 +15,13 @@ namespace uf {
 
 namespace {
 
-// Independent sums: enough to hide the latency of a multiply-add (4 to 5 cycles, two per cycle), few enough to stay in
-// 16 registers together with the two factors.
+// Independent sums: enough to hide the latency of a multiply-add (4 to 5 cycles, two per cycle, or four on large
+// aarch64 cores), few enough to stay in the 16 or 32 registers together with the two factors.
+#if defined(__aarch64__)
+constexpr int sums = 24;
+#else
 constexpr int sums = 12;
+#endif
 constexpr int64_t repeats = 50000; // a few milliseconds, so that some run meets no one else's time slice
 
 std::atomic<float> sink; // keeps results, and with them the work, alive
@@ -83,6 +87,26 @@ __attribute__((target("avx512f,avx512vnni"))) void chains_vnni() {
         sum[0] = _mm512_add_epi32(sum[0], sum[i]);
     sink = static_cast<float>(_mm512_cvtsi512_si32(sum[0]));
 }
+#elif defined(__aarch64__)
+#if defined(__clang__)
+#define UF_TARGET(extension) __attribute__((target(extension)))
+#else
+#define UF_TARGET(extension) __attribute__((target("arch=armv8.2-a+" extension)))
+#endif
+// In assembler, as clang 14 has no intrinsics for what a file is not compiled for.
+#define UF_DOT_CHAINS(extension, instruction, elements)                                                                \
+    UF_TARGET(extension) void chains_##instruction() {                                                                 \
+        typedef int32_t Vector __attribute__((vector_size(16)));                                                       \
+        Vector sum[sums] = {};                                                                                         \
+        const Vector zeros = {};                                                                                       \
+        for (int64_t repeat = 0; repeat < repeats; ++repeat)                                                           \
+            for (int i = 0; i < sums; ++i)                                                                             \
+                asm volatile(#instruction " %0.4s, %1." elements ", %1." elements : "+w"(sum[i]) : "w"(zeros));        \
+    }
+
+UF_DOT_CHAINS("bf16", bfdot, "8h")
+UF_DOT_CHAINS("dotprod", sdot, "16b")
+UF_DOT_CHAINS("i8mm", usdot, "16b")
 #endif
 
 // The highest rate of some runs of `tasks` tasks that do `work` together.
@@ -115,6 +139,13 @@ double peak_operations(const std::string &isa, bool bf16, ThreadPool &pool) {
         chains = {chains_bf16, 64};
     else if (isa == "avx512" || isa == "avx512_bf16")
         chains = {chains_512, 32};
+#elif defined(__aarch64__)
+    if (isa == "neon_bf16" && bf16)
+        chains = {chains_bfdot, 16};
+    else if (isa == "neon_dotprod")
+        chains = {chains_sdot, 32};
+    else if (isa == "neon_i8mm")
+        chains = {chains_usdot, 32};
 #else
     static_cast<void>(isa), static_cast<void>(bf16);
 #endif

@@ -8,9 +8,9 @@
 namespace uf {
 
 // Operations per second (2 per multiply-add) on all threads of the pool, with the instructions of `isa` ("portable",
-// "avx2", "avx512", "avx512_bf16", "neon"), of products in bf16 or float32 and sums in float32, or with "avx2_vnni" and
-// "avx512_vnni" of products of bytes and sums in int32: chains of multiply-adds in registers, the best of many runs.
-// About 0.1 s.
+// "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"), of products in bf16 or float32 and sums in float32, or with
+// "avx2_vnni", "avx512_vnni", "neon_dotprod" and "neon_i8mm" of products of bytes and sums in int32: chains of
+// multiply-adds in registers, the best of many runs.  About 0.1 s.
 double peak_operations(const std::string &isa, bool bf16, ThreadPool &pool);
 
 // Bytes read and written per second by copies beyond every cache, the best of some runs.  About 0.1 s and 256 MB.

@@ -1,7 +1,7 @@
 #include "plane_convolution.h"
 
 #include <algorithm>
-#include <cmath>
+#include <numeric>
 
 #include "convolution.h"
 
@@ -24,7 +24,8 @@ template <class Element> class PlaneBuilder {
   public:
     static constexpr int plane_channels = sizeof(Element) == 1 ? 4 : 1;
 
-    PlaneBuilder(PlaneConvolution &result, const Op &op, const Int8Kernels &kernels) : result_(result), op_(op) {
+    PlaneBuilder(PlaneConvolution &result, const Op &op, const Int8Kernels &kernels)
+        : result_(result), op_(op), centred_(kernels.centred) {
         result_.rows.resize(1);
         result_.excess = ExcessWeights(kernels);
     }
@@ -62,11 +63,21 @@ template <class Element> class PlaneBuilder {
                         for (int output = 0; output < plane_outputs; ++output, to += 4)
                             pack_word(part, group * plane_outputs + output, tap, channel, to);
                 result_.excess.end_list();
+                if constexpr (plane_channels == 4)
+                    for (int output = 0; centred_ && output < plane_outputs; ++output)
+                        result_.zeros.push_back(128 * sum(part, group * plane_outputs + output));
             }
         }
     }
 
   private:
+    int32_t sum(const PartWeights<Element> &part, int output) const {
+        if (output >= result_.channels)
+            return 0;
+        const Element *from = part.first + output * part.output_stride;
+        return std::accumulate(from, from + part.taps * static_cast<size_t>(part.channels), int32_t{0});
+    }
+
     void pack_word(const PartWeights<Element> &part, int output, size_t tap, int channel, std::byte *to) {
         Element values[4] = {};
         if (output < result_.channels) {
@@ -83,6 +94,7 @@ template <class Element> class PlaneBuilder {
 
     PlaneConvolution &result_;
     const Op &op_;
+    const bool centred_;
     std::vector<PartWeights<Element>> weights_;
 };
 
@@ -233,7 +245,10 @@ class BandLoop {
         for (int i = 0; i < block_.part_count; ++i) {
             const PlanePart &part = (*row_parts_)[i];
             parts_[i].weights = reinterpret_cast<const char *>(weights + part.first_weight);
-            parts_[i].excess = convolution_.excess.list(static_cast<size_t>(group * convolution_.parts + part.number));
+            const auto number = static_cast<size_t>(group * convolution_.parts + part.number);
+            parts_[i].excess = convolution_.excess.list(number);
+            if (kernels_.centred)
+                parts_[i].zeros = convolution_.zeros.data() + plane_outputs * number;
         }
         block_.multiplier = convolution_.multiplier.data() + channel;
         block_.output = reinterpret_cast<char *>(target_.data + (group - band_.first_group) * target_.group_stride);

@@ -30,9 +30,10 @@ struct PlaneConvolution {
     std::vector<std::vector<PlanePart>> rows; // parts of output row y: rows[y % rows.size()]
     int channels = 0, groups = 0;             // of the output
     int64_t group_bytes = 0;
-    AlignedMemory weights; // [groups][parts][planes][taps][plane_outputs]
-    int parts = 0;         // with weights of their own
-    ExcessWeights excess;  // [groups][parts]
+    AlignedMemory weights;      // [groups][parts][planes][taps][plane_outputs]
+    int parts = 0;              // with weights of their own
+    ExcessWeights excess;       // [groups][parts]
+    std::vector<int32_t> zeros; // [groups][parts][plane_outputs], for kernels with `centred`: PlaneTaps::zeros
     bool border_bias = false;
     std::vector<int32_t> bias;           // [9 by first, middle, last row and column, or 1][groups * plane_outputs]
     std::vector<float> float_bias;       // instead, of a stem

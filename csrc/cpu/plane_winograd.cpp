@@ -10,7 +10,6 @@ namespace {
 
 // What an output takes of its four positions along an axis, and a phase's of its three.
 constexpr int from_window[2][4] = {{1, 2, 1, 0}, {0, 2, -1, -1}}, from_phase[2][3] = {{1, 1, 0}, {0, 1, 1}};
-constexpr int zero = 128; // the byte of the number 0, at all positions but the one that averages both ways
 
 // Tiles of a band: so many that they fill a block of the widest kernels.
 constexpr int64_t band_tiles = 96;
@@ -61,14 +60,21 @@ std::byte *pack(const Weights &weights, int group, ExcessWeights &excess, std::b
     return to;
 }
 
-// What the `zero` of each number adds to pixel (a, b) of a tile.
+// How far tiles are kept from what they stand for: the position that averages both ways holds bytes, the others hold
+// numbers, and all of them are kept as the one or as the other.
+int zero_at(int i, int j, bool centred) {
+    const bool is_byte = i == 1 && j == 1;
+    return centred ? (is_byte ? -128 : 0) : (is_byte ? 0 : 128);
+}
+
+// What that adds to the pixel of a tile which takes `row` and `column` of its positions.
 template <int side>
-int32_t from_zeros(const Weights &weights, int output, const int (&row)[side], const int (&column)[side]) {
+int32_t from_zeros(const Weights &weights, int output, const int (&row)[side], const int (&column)[side],
+                   bool centred) {
     int32_t result = 0;
     for (int i = 0; i < side; ++i)
         for (int j = 0; j < side; ++j)
-            if ((i != 1 || j != 1) && row[i] * column[j] != 0)
-                result += zero * row[i] * column[j] * weights.sum(output, i * side + j);
+            result += zero_at(i, j, centred) * row[i] * column[j] * weights.sum(output, i * side + j);
     return result;
 }
 
@@ -107,7 +113,8 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
     for (int i = 0; i < result.groups * each; ++i) {
         const int output = i / each * plane_outputs + i % plane_outputs, a = i % each / (2 * plane_outputs),
                   b = i / plane_outputs % 2;
-        zeros.push_back(output < outputs ? from_zeros(windows, output, from_window[a], from_window[b]) : 0);
+        zeros.push_back(output < outputs ? from_zeros(windows, output, from_window[a], from_window[b], kernels.centred)
+                                         : 0);
     }
     const float *const bias = op.tensor("bias").values.data();
     for (int border = 0; border < (upsamples ? 9 : 1); ++border) {
@@ -123,7 +130,7 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
             for (int i = 0; i < each; ++i) {
                 const int output = group * plane_outputs + i % plane_outputs, k = i / 8, l = i / 4 % 2;
                 result.phase_constants.push_back(
-                    output >= outputs ? 0 : -from_zeros(phase, output, from_phase[k], from_phase[l]));
+                    output >= outputs ? 0 : -from_zeros(phase, output, from_phase[k], from_phase[l], kernels.centred));
             }
         }
     }

@@ -23,7 +23,7 @@ struct PlaneWinograd {
     AlignedMemory weights;
     ExcessWeights excess; // a list for each position of a group
     bool border_bias = false;
-    // Bias less what the 128 of each number adds: [9 by first, middle, last row and column, or 1][groups]
+    // Bias less what the 128 between numbers and bytes adds: [9 by first, middle, last row and column, or 1][groups]
     // [2 rows][2 columns][plane_outputs].
     std::vector<int32_t> bias;
     std::vector<int32_t> phase_constants; // likewise of the small tensor: [groups][4 phases][2][2][plane_outputs]

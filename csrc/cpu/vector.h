@@ -8,6 +8,12 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define UF_BF16_PRODUCTS 1 // sums of float32
 #endif
 
 namespace uf {
@@ -42,7 +48,7 @@ struct Float32 {
     }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(UF_BF16_PRODUCTS)
 struct Bf16 {
     typedef uint16_t Stored;
     typedef uint16_t Halves __attribute__((vector_size(lane_count * sizeof(uint16_t)), may_alias));
@@ -51,7 +57,11 @@ struct Bf16 {
         return (Vector)(__builtin_convertvector(*static_cast<const Halves *>(from), Bits) << 16);
     }
     static void store(void *to, Vector value) {
+#if defined(__AVX512BF16__)
         *static_cast<Halves *>(to) = (Halves)_mm512_cvtneps_pbh((__m512)value);
+#else
+        *static_cast<Halves *>(to) = (Halves)vcvt_bf16_f32((float32x4_t)value);
+#endif
     }
     static Vector multiply(Vector weights, const void *unit) {
         Vector sum = {};
@@ -59,8 +69,13 @@ struct Bf16 {
         return sum;
     }
     static void multiply_add(Vector &sum, Vector weights, const void *unit) {
+#if defined(__AVX512BF16__)
         const __m512i pair = _mm512_set1_epi32(*static_cast<const int *>(unit));
         sum = (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)pair);
+#else
+        const uint32x2_t pair = {*static_cast<const uint32_t *>(unit), 0};
+        sum = (Vector)vbfdotq_lane_f32((float32x4_t)sum, (bfloat16x8_t)weights, (bfloat16x4_t)pair, 0);
+#endif
     }
 };
 #endif

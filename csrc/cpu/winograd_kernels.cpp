@@ -115,7 +115,7 @@ template <class Input, int m> void transform_columns_of(const WinogradInputColum
 }
 
 void transform_input_columns(const WinogradInputColumns &columns) {
-#if defined(__AVX512BF16__)
+#if defined(UF_BF16_PRODUCTS)
     if (columns.input_is_bf16)
         return columns.tile == 2 ? transform_columns_of<Bf16, 2>(columns) : transform_columns_of<Bf16, 4>(columns);
 #endif
@@ -149,7 +149,7 @@ template <class Output, int m> void transform_row_of(const WinogradInputRow &row
 }
 
 void transform_input_row(const WinogradInputRow &row) {
-#if defined(__AVX512BF16__)
+#if defined(UF_BF16_PRODUCTS)
     if (row.output_is_bf16)
         return row.tile == 2 ? transform_row_of<Bf16, 2>(row) : transform_row_of<Bf16, 4>(row);
 #endif
@@ -379,7 +379,7 @@ template <class Number, int m> void finish_columns_of(const WinogradOutputColumn
 }
 
 void transform_output_columns(const WinogradOutputColumns &columns) {
-#if defined(__AVX512BF16__)
+#if defined(UF_BF16_PRODUCTS)
     if (columns.output_is_bf16)
         return columns.tile == 2 ? finish_columns_of<Bf16, 2>(columns) : finish_columns_of<Bf16, 4>(columns);
 #endif
@@ -441,7 +441,7 @@ void transform_weights(const WinogradWeights &weights) {
 
 const WinogradKernels UF_JOIN(winograd_kernels_, UF_ISA) = {
     transform_input_columns, transform_input_row,      multiply<Float32>,
-#if defined(__AVX512BF16__)
+#if defined(UF_BF16_PRODUCTS)
     multiply<Bf16>,
 #else
     nullptr,

@@ -110,7 +110,7 @@ typedef struct uf_options {
     const char *precision; /**< "auto" (default): the fastest that the file allows here; "float32", "bf16", "fp16",
                                 "int8" */
     const char *cpu_isa;   /**< "auto" (default): the best of this CPU; "portable", "avx2", "avx512",
-                                "avx512_bf16", "neon": at most that, for tests and comparisons */
+                                "avx512_bf16", "neon", "neon_bf16": at most that, for tests and comparisons */
     int32_t threads;       /**< CPU threads, the caller's included, up to 1024; 0: one per physical core that this
                                 process may use.  With 1 the library starts no threads */
     int32_t refuse_embedded_code; /**< non-zero: ignore GPU code in the file, run on the CPU */
@@ -197,9 +197,10 @@ typedef struct uf_info {
     const char *device;        /**< "cpu", "cpu-reference" or "cuda:N" */
     const char *device_reason; /**< why this device was chosen, one sentence */
     const char *precision;     /**< "float32", "bf16", "fp16" or "int8" */
-    const char *cpu_isa;       /**< "portable", "avx2", "avx512", "avx512_bf16", "neon"; with precision "int8" also
-                                    "avx2_vnni", "avx512_vnni" and "neon_i8mm", which uf_options.cpu_isa allows as
-                                    "avx512", "avx512_bf16" and "neon"; "" on a GPU */
+    const char *cpu_isa;       /**< "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"; with precision
+                                    "int8" also "avx2_vnni", "avx512_vnni", "neon_dotprod" and "neon_i8mm", which
+                                    uf_options.cpu_isa allows as "avx512", "avx512_bf16", "neon_bf16" and "neon_bf16";
+                                    "" on a GPU */
     const char *tuning;        /**< which kernels a GPU runs and where that was measured, one sentence, which also names
                                     tuning files that could not be used and why; "" on a CPU */
     const char *tuning_file;   /**< the file with these measurements; "": the engine file's own order of kernels */

@@ -567,7 +567,7 @@ const std::pair<OpKind, const char *> kinds[] = {
 std::vector<std::string> instruction_sets(const Case &test) {
     std::vector<std::string> result;
     const auto pool = std::make_shared<ThreadPool>(1);
-    for (const char *isa : {"avx512_bf16", "avx512", "avx2", "neon", "portable"}) {
+    for (const char *isa : {"avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "portable"}) {
         try {
             if (make_cpu_executor(test.plan, pool, "float32", isa)->isa() == isa)
                 result.push_back(isa);
@@ -589,7 +589,7 @@ int main(int count, char **arguments) {
             const Case test = random_case(seed, kind);
             for (const std::string &isa : isas) {
                 for (const char *precision : {"float32", "bf16"}) {
-                    if (precision == std::string("bf16") && isa != "avx512_bf16")
+                    if (precision == std::string("bf16") && isa != "avx512_bf16" && isa != "neon_bf16")
                         continue;
                     const std::string text = failure(test, isa, precision);
                     ++runs;

@@ -265,7 +265,7 @@ double tolerance(const WinogradForm &form) { return form.bf16_products ? 1.2e-2 
 
 std::vector<const KernelTable *> instruction_sets() {
     std::vector<const KernelTable *> result;
-    for (const char *isa : {"avx512_bf16", "avx512", "avx2", "neon", "portable"}) {
+    for (const char *isa : {"avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "portable"}) {
         try {
             const KernelTable &kernels = choose_kernels(isa);
             if (kernels.isa == std::string(isa))
