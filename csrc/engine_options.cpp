@@ -118,7 +118,8 @@ Choice choose_executor(const std::shared_ptr<Plan> &plan, const std::shared_ptr<
     if (precisions.count(options.precision) == 0)
         throw Error(UF_ERR_INVALID_ARGUMENT, message("options.precision is ", in_quotes(options.precision),
                                                      ", accepted are auto, float32, bf16, fp16 and int8"));
-    choose_kernels(options.cpu_isa); // refuses a wrong name on every device, as a lost GPU leaves the CPU
+    const KernelTable &kernels =
+        choose_kernels(options.cpu_isa); // refuses a wrong name on every device, as a lost GPU leaves the CPU
     const bool int8 = plan->precision == "int8";
     if (int8 ? options.precision != "auto" && options.precision != "int8" : options.precision == "int8")
         throw Error(UF_ERR_UNSUPPORTED,
@@ -155,8 +156,10 @@ Choice choose_executor(const std::shared_ptr<Plan> &plan, const std::shared_ptr<
             reason = error.what();
         }
     }
-    if (options.precision == "fp16")
-        throw Error(UF_ERR_UNSUPPORTED, message("precision fp16 needs a GPU; the CPU offers float32 and bf16",
+    if (options.precision == "fp16" && kernels.winograd->product_fp16 == nullptr)
+        throw Error(UF_ERR_UNSUPPORTED, message("precision fp16 needs a GPU, or a CPU with Arm's FP16, and the CPU's "
+                                                "instruction set in use is ",
+                                                kernels.isa, "; here, use auto or float32",
                                                 options.device == "auto" ? "; " + reason : ""));
     return {make_cpu_executor(plan, threads, options.precision, options.cpu_isa, plan.get()), reason};
 }

@@ -133,8 +133,8 @@ class Executor {
     virtual std::string tuning_file() const { return ""; }
     virtual std::string device() const = 0;    // "cpu", "cpu-reference", "cuda:0"
     virtual std::string precision() const = 0; // "float32", "bf16", "fp16", "int8"
-    // "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16", in int8 also "avx2_vnni", "avx512_vnni",
-    // "neon_dotprod", "neon_i8mm"; "" on a GPU.
+    // "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_fp16", "neon_bf16", in int8 also "avx2_vnni",
+    // "avx512_vnni", "neon_dotprod", "neon_i8mm"; "" on a GPU.
     virtual std::string isa() const = 0;
 };
 

@@ -8,6 +8,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -49,15 +50,15 @@ def cross_compile(program: Path, source: Path, build: Path) -> Path:
 
 
 def test_every_op() -> None:
-    """In portable C++ and NEON, with and without bf16, against the plain loops."""
-    said = emulate(cross_build("test_cpu_executor") / "test_cpu_executor", "0", "6", processor="max")
-    assert "on neon_bf16 neon portable" in said
+    """In portable C++ and NEON, with and without products of 16 bits, against the plain loops."""
+    said = emulate(cross_build("test_cpu_executor") / "test_cpu_executor", "0", "3", processor="max")
+    assert "on neon_bf16 neon_fp16 neon portable" in said
 
 
 def test_winograd() -> None:
     """Likewise, every tile, against float64."""
     said = emulate(cross_build("test_winograd") / "test_winograd", "0", "2", processor="max")
-    assert "on neon_bf16 neon portable" in said
+    assert "on neon_bf16 neon_fp16 neon portable" in said
 
 
 @every_api_program
@@ -102,19 +103,23 @@ def test_results_are_those_of_this_machine(
 ) -> None:
     """In several tiles, of which those of "valid" give 4 x 4 pixels."""
     expected, found, isa = here_and_there(engine_file(name), "float32", height, width, build, tmp_path)
-    assert isa == "neon"
+    assert isa == "neon_fp16"
     scale = max(1.0, float(np.abs(expected).max()))  # regression is not bounded
     largest = np.abs(expected - found).max()
     assert largest <= TOLERANCE * scale, f"differ by {largest}"
 
 
-def test_bf16(build: Path, engine_file: Callable[..., Path], tmp_path: Path) -> None:
-    """The products of a processor that has them."""
-    file = engine_file("plain")
-    expected, exact, isa = here_and_there(file, "float32", 75, 50, build, tmp_path, processor="max")
-    _, found, bf16_isa = here_and_there(file, "bf16", 75, 50, build, tmp_path, here="float32", processor="max")
-    assert isa == bf16_isa == "neon_bf16"
-    assert 1e-5 < np.abs(expected - found).max() < 2e-2
+@pytest.mark.parametrize(("precision", "processor"), [("bf16", "max"), ("fp16", "cortex-a76")])
+def test_16_bits(
+    precision: Literal["bf16", "fp16"], processor: str, build: Path, engine_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Products of processors that have them, which a file that was frozen so gets unasked."""
+    file = engine_file("plain", precision=precision)
+    expected, exact, _ = here_and_there(file, "float32", 75, 50, build, tmp_path, processor=processor)
+    for asked in (precision, "auto"):
+        _, found, isa = here_and_there(file, asked, 75, 50, build, tmp_path, here="float32", processor=processor)
+        assert isa == f"neon_{precision}"
+        assert 1e-5 < np.abs(expected - found).max() < 2e-2
     assert np.abs(expected - exact).max() <= TOLERANCE
 
 

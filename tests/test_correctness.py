@@ -25,8 +25,9 @@ torch = pytest.importorskip("torch")
 Array = np.ndarray[Any, Any]
 Files = Callable[..., Path]
 
-FLOAT32, BF16 = 1e-5, 1e-2
-ISAS = ("portable", "neon", "neon_bf16") if platform.machine() == "aarch64" else ("portable", "avx2", "avx512")
+FLOAT32, SIXTEEN_BITS = 1e-5, 1e-2
+ARM_ISAS, X86_ISAS = ("portable", "neon", "neon_fp16", "neon_bf16"), ("portable", "avx2", "avx512")
+ISAS = ARM_ISAS if platform.machine() == "aarch64" else X86_ISAS
 
 
 def pytorch_probability(
@@ -110,20 +111,21 @@ def test_wide_layers_whose_weights_are_transformed_in_each_pass(tmp_path: Path) 
         assert np.array_equal(engine.probability(images[1:], tiling="none"), result[1:]), isa
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", networks.NAMES)
-def test_bf16(engine_file: Files, name: str) -> None:
+def test_16_bits(engine_file: Files, name: str, precision: str) -> None:
     """The middle one of three draws of weights.  Where a draw leaves no foreground at all, every probability is some
     1e-4, and so small a norm makes any rounding of the logits look large: of the plain reference in bf16 as well.
     """
     errors = []
     for seed in (3,) if name == "relunet16" else (3, 4, 5):
         try:
-            engine = Engine(engine_file(name, seed=seed), device="cpu", precision="bf16")
+            engine = Engine(engine_file(name, seed=seed), device="cpu", precision=precision)
         except UnsupportedError as reason:
             pytest.skip(str(reason))
         images = images_for(engine, engine.tile, engine.tile, seed=seed, count=1)
         errors.append(error(engine.probability(images, tiling="none"), truth_of(name, seed, images)))
-    assert np.median(errors) <= BF16, errors
+    assert np.median(errors) <= SIXTEEN_BITS, errors
 
 
 @pytest.mark.parametrize("isa", ISAS)

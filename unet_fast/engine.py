@@ -53,10 +53,11 @@ class EngineInfo:
     name           given when it was frozen.
     device         "cpu", "cpu-reference", "cuda:N" or, of several GPUs, "cuda:N,M", and `device_reason`, why that was
                    chosen.
-    precision      "float32", "bf16", "fp16" or "int8": what the activations are computed in.
-    cpu_isa        instruction set of the CPU kernels: "portable", "avx2", "avx512", "avx512_bf16", "neon" or
-                   "neon_bf16"; in int8 also "avx2_vnni", "avx512_vnni", "neon_dotprod" and "neon_i8mm", which `Engine`
-                   allows as "avx512", "avx512_bf16", "neon_bf16" and "neon_bf16".
+    precision      "float32", "bf16", "fp16" or "int8": what the activations are computed in; on a CPU with "fp16", what
+                   is multiplied.
+    cpu_isa        instruction set of the CPU kernels: "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_fp16"
+                   or "neon_bf16"; in int8 also "avx2_vnni", "avx512_vnni", "neon_dotprod" and "neon_i8mm", which
+                   `Engine` allows as "avx512", "avx512_bf16", "neon_fp16" and "neon_bf16".
     threads        CPU threads.
     channels       of the image, 1..4.
     classes        channels of the probability; 1 is foreground against background.
@@ -121,11 +122,12 @@ class Engine:
                          what a GPU that is lost leaves undone the others do.  For images in host memory.  GPUs of
                          different models may differ by a few roundings.
     threads              CPU threads; None: one per physical core that this process may use.
-    precision            "auto": the fastest that the file allows on this machine.  "float32", "bf16", "fp16",
-                         "int8": the CPU, for files frozen so, and no other precision runs those.
+    precision            "auto": the fastest that the file allows on this machine.  "float32".  "bf16": GPUs, and CPUs
+                         with AVX-512 BF16 or Arm's BF16.  "fp16": GPUs, and CPUs with Arm's FP16.  "int8": the CPU, for
+                         files frozen so, and no other precision runs those.
     allow_embedded_code  False: GPU code in the file is ignored, the engine runs on the CPU.  For files of strangers.
     cpu_isa              "auto", or the most that may be used of the CPU's instruction sets, for comparisons:
-                         "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16".
+                         "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_fp16", "neon_bf16".
     keep_warm            seconds, 0.001 to 60, rounded to milliseconds: after each pause of that length between calls a
                          thread runs a pass over a black image on the CPU, so that a call after the pause is as fast as
                          one after another.  0.05 suits a camera.  0: nothing is done in pauses, and no power is used.

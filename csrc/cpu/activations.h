@@ -2,6 +2,7 @@
 // zero pixels around each image, so that no convolution ever tests a border.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -28,6 +29,33 @@ inline void from_float(float value, Bf16 &result) {
     std::memcpy(&bits, &value, sizeof bits);
     const uint32_t rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
     result.bits = static_cast<uint16_t>(value != value ? bits >> 16 | 0x40 : rounded);
+}
+
+// IEEE 754 binary16, of which only products are made.
+struct Fp16 {
+    uint16_t bits;
+};
+
+// Rounds to nearest, ties to even; beyond the largest number infinity, NaN stays NaN.
+inline void from_float(float value, Fp16 &result) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
+    constexpr uint32_t least_normal = 0x38800000, infinity = 0x7F800000, beyond = 0x47800000; // 2^-14, inf, 2^16
+    uint32_t rounded = 0;
+    if (magnitude > infinity) {
+        rounded = 0x7E00;
+    } else if (magnitude >= beyond) {
+        rounded = 0x7C00;
+    } else if (magnitude < least_normal) {
+        // In 0.5 + value the last bit is 2^-24, that of the numbers below 2^-14.
+        const float sum = std::abs(value) + 0.5F;
+        std::memcpy(&rounded, &sum, sizeof rounded);
+        rounded -= 0x3F000000;
+    } else {
+        rounded = (magnitude - (112U << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13;
+    }
+    result.bits = static_cast<uint16_t>(sign | rounded);
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -383,12 +383,16 @@ class CpuExecutor final : public Executor {
         CpuContext context(program_, shape);
         Profile profile = profile_passes(context, context.op_seconds, *program_->plan);
         profile.bytes_per_second = peak_copy_rate(*program_->pool);
-        profile.operations_per_second = peak_operations(isa(), program_->bf16, *program_->pool);
+        profile.operations_per_second = peak_operations(isa(), precision(), *program_->pool);
         profile.operations_measured = true;
         return profile;
     }
     std::string device() const override { return "cpu"; }
-    std::string precision() const override { return program_->int8 ? "int8" : program_->bf16 ? "bf16" : "float32"; }
+    std::string precision() const override {
+        if (program_->int8)
+            return "int8";
+        return program_->bf16 ? "bf16" : program_->products == Products::fp16 ? "fp16" : "float32";
+    }
     std::string isa() const override { return program_->int8 ? program_->int8->kernels.isa : program_->kernels->isa; }
 
   private:

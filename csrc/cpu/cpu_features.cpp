@@ -36,9 +36,11 @@ bool has_avx_vnni() {
     return __builtin_cpu_supports("avx2") && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 }
 #elif defined(__aarch64__)
-bool has_dotprod() { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }    // HWCAP_ASIMDDP
-bool has_i8mm() { return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; }      // HWCAP2_I8MM
-bool has_neon_bf16() { return (getauxval(AT_HWCAP2) >> 14 & 1) != 0; } // HWCAP2_BF16
+// What ARMv8.2 and 8.6 brought.
+bool has_fp16() { return (getauxval(AT_HWCAP) >> 10 & 1) != 0; }                // HWCAP_ASIMDHP
+bool has_dotprod() { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; }             // HWCAP_ASIMDDP
+bool has_i8mm() { return (getauxval(AT_HWCAP2) >> 13 & 1) != 0; }               // HWCAP2_I8MM
+bool has_bf16() { return (getauxval(AT_HWCAP2) >> 14 & 1) != 0 && has_fp16(); } // HWCAP2_BF16
 #endif
 
 } // namespace
@@ -51,7 +53,8 @@ const KernelTable &choose_kernels(const std::string &isa) {
         {kernels_avx512(), __builtin_cpu_supports("fma") && has_avx512()},
         {kernels_avx2(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #elif defined(__aarch64__)
-        {kernels_neon_bf16(), has_neon_bf16()},
+        {kernels_neon_bf16(), has_bf16()},
+        {kernels_neon_fp16(), has_fp16()},
         {kernels_neon(), true}, // part of every aarch64 CPU
 #endif
         {kernels_portable(), true},
@@ -64,7 +67,7 @@ const KernelTable &choose_kernels(const std::string &isa) {
         if (within_bound && candidate.runs_here)
             return *candidate.kernels;
     }
-    for (const char *other : {"avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"}) {
+    for (const char *other : {"avx2", "avx512", "avx512_bf16", "neon", "neon_fp16", "neon_bf16"}) {
         if (isa == other)
             throw Error(UF_ERR_UNSUPPORTED,
                         message("options.cpu_isa is ", isa, ", which is of another kind of CPU; this ",
@@ -82,8 +85,8 @@ const Int8Kernels &choose_int8_kernels(const std::string &isa) {
         {int8_kernels_avx2_vnni(), "avx512", has_avx_vnni()}, // "avx2" is without
         {int8_kernels_avx2(), "avx2", __builtin_cpu_supports("avx2") != 0},
 #elif defined(__aarch64__)
-        {int8_kernels_neon_i8mm(), "neon_bf16", has_i8mm()},       // ARMv8.6 brought both
-        {int8_kernels_neon_dotprod(), "neon_bf16", has_dotprod()}, // "neon" is without
+        {int8_kernels_neon_i8mm(), "neon_bf16", has_i8mm()},
+        {int8_kernels_neon_dotprod(), "neon_fp16", has_dotprod()},
         {int8_kernels_neon(), "neon", true},
 #endif
         {int8_kernels_portable(), "portable", true},

@@ -24,15 +24,19 @@ bool convolves(OpKind kind) {
     }
 }
 
-bool choose_bf16(const std::string &precision, const std::string &plan_precision, const KernelTable &kernels) {
-    const bool available = kernels.conv_bf16 != nullptr;
-    if (precision == "auto")
-        return available && plan_precision != "float32";
-    if (precision == "bf16" && !available)
-        throw Error(UF_ERR_UNSUPPORTED, message("precision bf16 needs a CPU with AVX-512 BF16 or Arm's BF16, and the "
-                                                "instruction set in use is ",
-                                                kernels.isa, "; here, use auto or float32"));
-    return precision == "bf16";
+Products choose_products(const std::string &precision, const std::string &plan_precision, const KernelTable &kernels) {
+    const bool bf16 = kernels.conv_bf16 != nullptr, fp16 = kernels.winograd->product_fp16 != nullptr;
+    if (precision == "auto") {
+        if (bf16 && plan_precision != "float32")
+            return Products::bf16;
+        return fp16 && plan_precision == "fp16" ? Products::fp16 : Products::float32;
+    }
+    if ((precision == "bf16" && !bf16) || (precision == "fp16" && !fp16))
+        throw Error(UF_ERR_UNSUPPORTED,
+                    message("precision ", precision, " needs a CPU with ",
+                            precision == "bf16" ? "AVX-512 BF16 or Arm's BF16" : "Arm's FP16",
+                            ", and the instruction set in use is ", kernels.isa, "; here, use auto or float32"));
+    return precision == "bf16" ? Products::bf16 : precision == "fp16" ? Products::fp16 : Products::float32;
 }
 
 // `winograd`: the forms that were chosen for the op.
@@ -65,11 +69,12 @@ std::shared_ptr<const CpuProgram> make_cpu_program(std::shared_ptr<const Plan> p
     program->pool = std::move(pool);
     program->kernels = &choose_kernels(isa);
     const bool int8 = program->plan->precision == "int8"; // the ops that are not run in the best of the rest
-    program->bf16 = choose_bf16(int8 ? "auto" : precision, program->plan->precision, *program->kernels);
+    program->products = choose_products(int8 ? "auto" : precision, program->plan->precision, *program->kernels);
+    program->bf16 = program->products == Products::bf16;
     if (int8)
         program->int8 = std::make_unique<const Int8Program>(*program->plan, isa);
     program->halos.assign(program->plan->buffers.size(), 0);
-    const auto winograd = choose_winograd(*program->plan, *program->kernels, program->bf16);
+    const auto winograd = choose_winograd(*program->plan, *program->kernels, program->products);
     for (const Op &op : program->plan->ops) {
         for (size_t i = 0; i < op.inputs.size(); ++i) {
             int &halo = program->halos[op.inputs[i]];

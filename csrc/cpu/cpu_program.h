@@ -27,7 +27,8 @@ struct CpuProgram {
     std::shared_ptr<const Plan> plan;
     std::shared_ptr<ThreadPool> pool;
     const KernelTable *kernels = nullptr;
-    bool bf16 = false;
+    Products products = Products::float32; // where they are exact enough, see choose_winograd
+    bool bf16 = false;                     // tensors, and so all products; else they are float32
     bool has_stem = false;
     std::vector<int> halos; // per buffer: zero pixels that its readers need
     std::vector<PreparedOp> ops;

@@ -64,6 +64,12 @@ struct LogitRow {
 // convolution; and the positions of a tile are transformed back.  Both transforms go along columns and along rows, one
 // after the other; what lies between is called *lines*, one for each row of positions: [column of pixels][channel].
 //
+// What windows and weights are when they are multiplied.  Units hold one float32, or two channels of 16 bits.  Windows
+// in fp16 are divided by fp16_divisor, so that pixels up to 50,000 stay finite (a window has up to 20 times as much),
+// while those above 1e-3 keep all of their bits; fp16 sums of 32 channels are added in float32.
+enum class Products { float32, bf16, fp16 };
+constexpr int fp16_divisor = 16;
+
 // Pixels -> lines, for a row of tiles: along the columns of their windows, which neighbours share.
 struct WinogradInputColumns {
     int tile;
@@ -86,7 +92,7 @@ struct WinogradInputRow {
     int64_t tiles;
     int vectors;
     void *output; // channel 0 of the first tile, at the first position of the row
-    bool output_is_bf16;
+    Products products;
     int64_t position_stride, tile_stride; // bytes
 };
 
@@ -94,9 +100,11 @@ struct WinogradInputRow {
 struct WinogradProduct {
     const void *input;                    // [position][tile][unit] of 32 bits
     int64_t position_stride, tile_stride; // bytes
-    const void *weights;                  // [number of the position in `positions`][unit][vectors][lanes] of 32 bits
-    int64_t weight_position_stride;       // bytes
-    const unsigned char *positions;       // those of the row where weights are not all zero
+    // [number of the position in `positions`][unit][vectors][lanes] of 32 bits; the two weights of bf16 stand side by
+    // side in a lane, fp16 has [unit][2][vectors][lanes] of 16 bits.
+    const void *weights;
+    int64_t weight_position_stride; // bytes
+    const unsigned char *positions; // those of the row where weights are not all zero
     int position_count;
     int64_t tiles, units;
     int vectors;
@@ -161,6 +169,7 @@ struct WinogradKernels {
     void (*input_row)(const WinogradInputRow &row);
     void (*product_float32)(const WinogradProduct &product);
     void (*product_bf16)(const WinogradProduct &product); // null where conv_bf16 is
+    void (*product_fp16)(const WinogradProduct &product); // of an even number of vectors; null: there is none
     void (*output_row)(const WinogradOutputRow &row);
     void (*output_columns)(const WinogradOutputColumns &columns);
     void (*weights)(const WinogradWeights &weights);
@@ -185,6 +194,7 @@ const KernelTable *kernels_avx512();
 const KernelTable *kernels_avx512_bf16();
 #elif defined(__aarch64__)
 const KernelTable *kernels_neon();
+const KernelTable *kernels_neon_fp16();
 const KernelTable *kernels_neon_bf16();
 #endif
 

@@ -94,19 +94,22 @@ __attribute__((target("avx512f,avx512vnni"))) void chains_vnni() {
 #define UF_TARGET(extension) __attribute__((target("arch=armv8.2-a+" extension)))
 #endif
 // In assembler, as clang 14 has no intrinsics for what a file is not compiled for.
-#define UF_DOT_CHAINS(extension, instruction, elements)                                                                \
+#define UF_ASSEMBLER_CHAINS(extension, instruction, sums_of, elements)                                                 \
     UF_TARGET(extension) void chains_##instruction() {                                                                 \
         typedef int32_t Vector __attribute__((vector_size(16)));                                                       \
         Vector sum[sums] = {};                                                                                         \
         const Vector zeros = {};                                                                                       \
         for (int64_t repeat = 0; repeat < repeats; ++repeat)                                                           \
             for (int i = 0; i < sums; ++i)                                                                             \
-                asm volatile(#instruction " %0.4s, %1." elements ", %1." elements : "+w"(sum[i]) : "w"(zeros));        \
+                asm volatile(#instruction " %0." sums_of ", %1." elements ", %1." elements                             \
+                             : "+w"(sum[i])                                                                            \
+                             : "w"(zeros));                                                                            \
     }
 
-UF_DOT_CHAINS("bf16", bfdot, "8h")
-UF_DOT_CHAINS("dotprod", sdot, "16b")
-UF_DOT_CHAINS("i8mm", usdot, "16b")
+UF_ASSEMBLER_CHAINS("bf16", bfdot, "4s", "8h")
+UF_ASSEMBLER_CHAINS("fp16", fmla, "8h", "8h")
+UF_ASSEMBLER_CHAINS("dotprod", sdot, "4s", "16b")
+UF_ASSEMBLER_CHAINS("i8mm", usdot, "4s", "16b")
 #endif
 
 // The highest rate of some runs of `tasks` tasks that do `work` together.
@@ -123,7 +126,7 @@ template <class Task> double best_rate(ThreadPool &pool, int times, int64_t task
 
 } // namespace
 
-double peak_operations(const std::string &isa, bool bf16, ThreadPool &pool) {
+double peak_operations(const std::string &isa, const std::string &precision, ThreadPool &pool) {
     struct Chains {
         void (*run)();
         int operations; // per step of a chain
@@ -135,19 +138,21 @@ double peak_operations(const std::string &isa, bool bf16, ThreadPool &pool) {
         chains = {chains_avx_vnni, 64};
     else if (isa == "avx512_vnni")
         chains = {chains_vnni, 128};
-    else if (isa == "avx512_bf16" && bf16)
+    else if (isa == "avx512_bf16" && precision == "bf16")
         chains = {chains_bf16, 64};
     else if (isa == "avx512" || isa == "avx512_bf16")
         chains = {chains_512, 32};
 #elif defined(__aarch64__)
-    if (isa == "neon_bf16" && bf16)
+    if (precision == "bf16")
         chains = {chains_bfdot, 16};
+    else if (precision == "fp16")
+        chains = {chains_fmla, 16};
     else if (isa == "neon_dotprod")
         chains = {chains_sdot, 32};
     else if (isa == "neon_i8mm")
         chains = {chains_usdot, 32};
 #else
-    static_cast<void>(isa), static_cast<void>(bf16);
+    static_cast<void>(isa), static_cast<void>(precision);
 #endif
     const double operations = static_cast<double>(repeats) * sums * chains.operations * pool.threads();
     return best_rate(pool, 20, pool.threads(), operations, [&](int64_t, int) { chains.run(); });

@@ -8,7 +8,7 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#elif defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
 #include <arm_neon.h>
 #endif
 
@@ -40,6 +40,7 @@ constexpr int block_rows(int vectors) {
 
 struct Float32 {
     typedef float Stored;
+    static constexpr int rows(int vectors) { return block_rows(vectors); }
     static Vector load(const void *from) { return *static_cast<const Vector *>(from); }
     static void store(void *to, Vector value) { *static_cast<Vector *>(to) = value; }
     static Vector multiply(Vector weights, const void *unit) { return weights * *static_cast<const float *>(unit); }
@@ -51,6 +52,7 @@ struct Float32 {
 #if defined(UF_BF16_PRODUCTS)
 struct Bf16 {
     typedef uint16_t Stored;
+    static constexpr int rows(int vectors) { return block_rows(vectors); }
     typedef uint16_t Halves __attribute__((vector_size(lane_count * sizeof(uint16_t)), may_alias));
     typedef uint32_t Bits __attribute__((vector_size(lane_count * sizeof(uint32_t))));
     static Vector load(const void *from) {
@@ -76,6 +78,27 @@ struct Bf16 {
         const uint32x2_t pair = {*static_cast<const uint32_t *>(unit), 0};
         sum = (Vector)vbfdotq_lane_f32((float32x4_t)sum, (bfloat16x8_t)weights, (bfloat16x4_t)pair, 0);
 #endif
+    }
+};
+#endif
+
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+// Of Winograd's form: Products::fp16.
+struct Fp16 {
+    typedef uint16_t Stored;
+    // As block_rows, with half as many vectors, of which each takes two of weights.
+    static constexpr int rows(int vectors) {
+        const int halves = vectors / 2, fitting = halves == 0 ? 0 : (register_count - 2 * halves - 4) / halves;
+        return fitting < 24 ? fitting : 24;
+    }
+    static void store(void *to, Vector value) {
+        constexpr float factor = 1.0F / fp16_divisor;
+        vst1_f16(static_cast<float16_t *>(to), vcvt_f16_f32((float32x4_t)(value * factor)));
+    }
+    static float16x4_t load_pair(const void *unit) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, unit, sizeof bits);
+        return (float16x4_t)uint32x2_t{bits, 0};
     }
 };
 #endif

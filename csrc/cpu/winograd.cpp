@@ -32,7 +32,7 @@ class Builder {
   public:
     Builder(const WinogradForm &form, const KernelTable &kernels, int64_t channels) : kernels_(kernels) {
         result_.tile = form.tile;
-        result_.bf16_products = form.bf16_products;
+        result_.products = form.products;
         result_.transforms_late = form.transforms_late;
         result_.lanes = kernels.lanes;
         result_.channels = static_cast<int>(channels);
@@ -81,7 +81,9 @@ class Builder {
     }
 
   private:
-    int64_t units_of(int channels) const { return result_.bf16_products ? (channels + 1) / 2 : channels; }
+    // Of a unit.
+    int channels_each() const { return result_.products == Products::float32 ? 1 : 2; }
+    int64_t units_of(int channels) const { return (channels + channels_each() - 1) / channels_each(); }
 
     // All weights of one vector of output channels in one phase.
     void pack_vector(int64_t vector, int64_t number) const {
@@ -92,9 +94,10 @@ class Builder {
         const ChannelBlock &block = *std::find_if(result_.blocks.begin(), result_.blocks.end(), is_ours);
         const int64_t vector_bytes = static_cast<int64_t>(result_.lanes) * 4,
                       block_bytes = block.vectors * vector_bytes;
-        std::byte *to = result_.weights.data() + result_.block_weights * block.first_vector * vector_bytes +
-                        phase.first_weight * block_bytes + (vector - block.first_vector) * vector_bytes;
-        const int unit_channels = result_.bf16_products ? 2 : 1;
+        std::byte *of_block = result_.weights.data() + result_.block_weights * block.first_vector * vector_bytes +
+                              phase.first_weight * block_bytes;
+        std::byte *to = of_block + (vector - block.first_vector) * vector_bytes;
+        const int unit_channels = channels_each();
         for (size_t s = 0; s < result_.sources.size(); ++s) {
             const WinogradSource &source = result_.sources[s];
             const int64_t end =
@@ -111,8 +114,15 @@ class Builder {
                                     static_cast<size_t>(vector_bytes));
                     }
                 } else {
-                    pack_positions(taps, phase, to + unit * block_bytes, static_cast<int>(channel % unit_channels),
-                                   result_.units * block_bytes);
+                    // Where the first of the lanes goes, and how many numbers lie from each to the next.
+                    const int64_t part = channel % unit_channels;
+                    std::byte *first = to + part * 2;
+                    int64_t step = unit_channels;
+                    if (result_.products == Products::fp16) {
+                        first = of_block + (part * block.vectors + vector - block.first_vector) * vector_bytes / 2;
+                        step = 1;
+                    }
+                    pack_positions(taps, phase, first + unit * block_bytes, step, result_.units * block_bytes);
                 }
             }
         }
@@ -133,8 +143,7 @@ class Builder {
         }
     }
 
-    // `part` of a unit of bf16.
-    void pack_positions(const float *taps, const WinogradPhase &phase, std::byte *to, int part,
+    void pack_positions(const float *taps, const WinogradPhase &phase, std::byte *to, int64_t step,
                         int64_t position_stride) const {
         constexpr int most_positions = 36;
         alignas(64) float positions[most_positions * most_lanes];
@@ -148,15 +157,19 @@ class Builder {
         }
         for (int64_t i = 0; i < positions_of(result_, phase); ++i) {
             const float *from = positions + i * lanes;
-            if (result_.bf16_products) {
-                auto *pairs = reinterpret_cast<Bf16 *>(to) + part;
-                for (int lane = 0; lane < lanes; ++lane)
-                    from_float(from[lane], pairs[2 * lane]);
-            } else {
+            if (result_.products == Products::bf16)
+                round_to<Bf16>(from, lanes, to, step);
+            else if (result_.products == Products::fp16)
+                round_to<Fp16>(from, lanes, to, step);
+            else
                 std::copy_n(from, lanes, reinterpret_cast<float *>(to));
-            }
             to += position_stride;
         }
+    }
+
+    template <class Number> static void round_to(const float *from, int lanes, std::byte *to, int64_t step) {
+        for (int lane = 0; lane < lanes; ++lane)
+            from_float(from[lane], reinterpret_cast<Number *>(to)[lane * step]);
     }
 
     const KernelTable &kernels_;
@@ -208,7 +221,7 @@ int widest_block(const WinogradConvolution &convolution) {
 }
 
 int64_t window_element(const WinogradConvolution &convolution) {
-    return static_cast<int64_t>(convolution.bf16_products ? sizeof(Bf16) : sizeof(float));
+    return convolution.products == Products::float32 ? 4 : 2;
 }
 
 // Of all sources, padded.
@@ -425,7 +438,7 @@ void transform_row(const WinogradConvolution &convolution, const KernelTable &ke
     row.tile = convolution.tile;
     row.column_stride = from.column_stride;
     row.tiles = tiles;
-    row.output_is_bf16 = convolution.bf16_products;
+    row.products = convolution.products;
     row.position_stride = to.position_stride;
     row.tile_stride = to.tile_stride;
     const int64_t part = part_channels(convolution), end = input_channels(convolution);
@@ -466,6 +479,17 @@ WinogradProduct product_of(const WinogradConvolution &convolution, const Channel
     return product;
 }
 
+decltype(WinogradKernels::product_float32) product_function(Products products, const KernelTable &kernels) {
+    switch (products) {
+    case Products::bf16:
+        return kernels.winograd->product_bf16;
+    case Products::fp16:
+        return kernels.winograd->product_fp16;
+    default:
+        return kernels.winograd->product_float32;
+    }
+}
+
 void multiply_row(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
                   const WinogradPhase &phase, int row, int64_t tiles, const Positions &windows,
                   const Positions &products) {
@@ -476,7 +500,7 @@ void multiply_row(const WinogradConvolution &convolution, const KernelTable &ker
     // The weights of the next position: where a layer has 256 units they come from the third cache.
     product.next = static_cast<const char *>(product.weights) + product.weight_position_stride;
     product.next_bytes = product.position_count * product.weight_position_stride;
-    (convolution.bf16_products ? kernels.winograd->product_bf16 : kernels.winograd->product_float32)(product);
+    product_function(convolution.products, kernels)(product);
 }
 
 // The same for units [begin, end), whose weights are transformed for the purpose; what others gave is added to.

@@ -40,8 +40,8 @@ struct WinogradPhase {
 };
 
 struct WinogradConvolution {
-    int tile = 0;                 // m
-    bool bf16_products = false;   // else float32
+    int tile = 0; // m
+    Products products = Products::float32;
     bool transforms_late = false; // the weights, whenever they are used
     int lanes = 0;
     int channels = 0, padded_channels = 0; // of the output
@@ -65,7 +65,7 @@ struct WinogradConvolution {
 
 struct WinogradForm {
     int tile = 0; // m: 2 or 4
-    bool bf16_products = false;
+    Products products = Products::float32;
     // Weights at positions take up to four times the memory of the taps.  Where a layer has many channels and few
     // tiles, bringing them from memory takes longer than making them from the taps in the second cache: so it is done
     // for each pass.  Only with float32 products, and not in a head.

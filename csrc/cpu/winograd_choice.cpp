@@ -25,8 +25,10 @@ struct Cycles {
     // Weights beyond the second cache come at about so many bytes per cycle.
     static constexpr double bytes_per_cycle = 6.0;
 
-    double products(double multiply_adds, bool bf16) const {
-        return multiply_adds / lanes / efficiency / (bf16 ? 2.0 : 1.0);
+    // fp16: 32 instructions for two vectors and 32 channels, and 4 to add their sums, instead of 64.
+    double products(double multiply_adds, Products type) const {
+        const double speed = type == Products::bf16 ? 2.0 : type == Products::fp16 ? 1.8 : 1.0;
+        return multiply_adds / lanes / efficiency / speed;
     }
     double weights(double bytes) const { return bytes / bytes_per_cycle; }
     // Per tile and vector of channels, both transforms together.
@@ -45,14 +47,18 @@ struct Shape {
     int phases;             // 1, or 4 with kernels of 2x2
 };
 
-bool too_coarse(const WinogradForm &form, const Shape &shape) {
-    return form.bf16_products && shape.inputs < least_bf16_inputs;
+// Whether the form is exact enough, and there are kernels for it.
+bool suits(const WinogradForm &form, const Shape &shape, const Cycles &cycles) {
+    if (form.products == Products::fp16)
+        return std::fmod(shape.outputs, 2.0 * cycles.lanes) == 0.0;
+    return form.products == Products::float32 || shape.inputs >= least_bf16_inputs;
 }
 
 void add_direct(Option &option, const Shape &shape, const Cycles &cycles, bool bf16) {
     const double taps = shape.phases == 1 ? 9.0 : 4.0, weights = taps * shape.phases * shape.inputs * shape.outputs;
     const double bytes = weights * (bf16 ? 2.0 : 4.0);
-    option.cycles += cycles.products(weights * shape.rows * shape.columns, bf16) + cycles.weights(bytes);
+    const Products products = bf16 ? Products::bf16 : Products::float32;
+    option.cycles += cycles.products(weights * shape.rows * shape.columns, products) + cycles.weights(bytes);
     option.bytes += bytes;
 }
 
@@ -62,9 +68,9 @@ void add_winograd(Option &option, const WinogradForm &form, const Shape &shape, 
     const double tiles = along(shape.rows) * along(shape.columns);
     const double pairs = shape.phases * shape.inputs * shape.outputs, weights = side * side * pairs;
     const double stored = form.transforms_late ? (shape.phases == 1 ? 9.0 : 4.0) * pairs : weights;
-    const double bytes = stored * (form.bf16_products ? 2.0 : 4.0);
+    const double bytes = stored * (form.products == Products::float32 ? 4.0 : 2.0);
     option.forms.push_back(form);
-    option.cycles += cycles.products(weights * tiles, form.bf16_products);
+    option.cycles += cycles.products(weights * tiles, form.products);
     if (form.transforms_late) {
         option.cycles +=
             std::ceil(tiles / Cycles::late_range) * pairs / cycles.lanes * Cycles::late_transform(side * side);
@@ -94,22 +100,25 @@ std::vector<Shape> shapes_of(const Op &op, const Plan &plan, int lanes) {
 }
 
 // Direct first, which takes the least memory.
-std::vector<Option> options_of(const Op &op, const Plan &plan, const KernelTable &kernels, bool bf16) {
+std::vector<Option> options_of(const Op &op, const Plan &plan, const KernelTable &kernels, Products products) {
+    const bool bf16 = products == Products::bf16;
     const Cycles cycles{static_cast<double>(kernels.lanes)};
     const std::vector<Shape> shapes = shapes_of(op, plan, kernels.lanes);
     std::vector<Option> options(1);
     for (const Shape &shape : shapes)
         add_direct(options[0], shape, cycles, bf16);
-    std::vector<WinogradForm> forms = {{2, false}, {4, false}};
+    std::vector<WinogradForm> forms = {{2}, {4}};
     if (bf16)
-        forms = {{2, true}, {4, false}};
+        forms = {{2, Products::bf16}, {4}};
+    else if (products == Products::fp16)
+        forms.push_back({4, Products::fp16});
     if (op.kind != OpKind::head)
-        forms.push_back({4, false, true});
+        forms.push_back({4, Products::float32, true});
     for (const WinogradForm &first : forms) {
         for (const WinogradForm &second : forms) {
             if (shapes.empty() || (shapes.size() == 1 && &second != &first))
                 continue;
-            if (too_coarse(first, shapes.front()) || too_coarse(second, shapes.back()))
+            if (!suits(first, shapes.front(), cycles) || !suits(second, shapes.back(), cycles))
                 continue;
             Option option;
             add_winograd(option, first, shapes[0], cycles);
@@ -123,11 +132,12 @@ std::vector<Option> options_of(const Op &op, const Plan &plan, const KernelTable
 
 } // namespace
 
-std::vector<std::vector<WinogradForm>> choose_winograd(const Plan &plan, const KernelTable &kernels, bool bf16) {
+std::vector<std::vector<WinogradForm>> choose_winograd(const Plan &plan, const KernelTable &kernels,
+                                                       Products products) {
     std::vector<std::vector<Option>> options;
     double bytes = 0.0;
     for (const Op &op : plan.ops) {
-        options.push_back(options_of(op, plan, kernels, bf16));
+        options.push_back(options_of(op, plan, kernels, products));
         bytes += options.back()[0].bytes;
     }
     // Memory goes where it saves most time per byte.

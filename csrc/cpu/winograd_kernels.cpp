@@ -150,8 +150,12 @@ template <class Output, int m> void transform_row_of(const WinogradInputRow &row
 
 void transform_input_row(const WinogradInputRow &row) {
 #if defined(UF_BF16_PRODUCTS)
-    if (row.output_is_bf16)
+    if (row.products == Products::bf16)
         return row.tile == 2 ? transform_row_of<Bf16, 2>(row) : transform_row_of<Bf16, 4>(row);
+#endif
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+    if (row.products == Products::fp16)
+        return row.tile == 2 ? transform_row_of<Fp16, 2>(row) : transform_row_of<Fp16, 4>(row);
 #endif
     row.tile == 2 ? transform_row_of<Float32, 2>(row) : transform_row_of<Float32, 4>(row);
 }
@@ -170,7 +174,7 @@ struct PositionProduct {
 };
 
 // Blocks of P tiles x Q vectors, one after the other, each in registers.
-template <class Number, int P, int Q> void multiply_blocks(int64_t blocks, const PositionProduct &product) {
+template <int P, int Q, class Number> void multiply_blocks(Number, int64_t blocks, const PositionProduct &product) {
     const int64_t stride = product.stride, units = product.units, output_stride = product.output_stride,
                   step = product.step;
     const bool adds = product.adds;
@@ -225,11 +229,67 @@ template <class Number, int P, int Q> void multiply_blocks(int64_t blocks, const
     }
 }
 
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+constexpr int64_t fp16_units = 16; // 32 channels
+
+// Sums in fp16 to those in float32, or added to them.
+template <int P, int H> void add_halves(const float16x8_t (&sum)[P][H], bool adds, char *output, int64_t stride) {
+#pragma GCC unroll 32
+    for (int p = 0; p < P; ++p, output += stride) {
+#pragma GCC unroll 2
+        for (int h = 0; h < H; ++h) {
+            const Vector halves[2] = {(Vector)vcvt_f32_f16(vget_low_f16(sum[p][h])),
+                                      (Vector)vcvt_high_f32_f16(sum[p][h])};
+            for (int i = 0; i < 2; ++i) {
+                char *const to = output + (2 * h + i) * static_cast<int64_t>(sizeof(Vector));
+                const Vector before = adds ? Float32::load(to) : Vector{};
+                Float32::store(to, before + halves[i] * static_cast<float>(fp16_divisor));
+            }
+        }
+    }
+}
+
+template <int P, int Q> void multiply_blocks(Fp16, int64_t blocks, const PositionProduct &product) {
+    constexpr int H = Q / 2; // vectors of fp16
+    const int64_t stride = product.stride, step = product.step;
+    const char *input = product.input, *next = product.next;
+    char *output = product.output;
+    for (int64_t block = 0; block < blocks; ++block, input += P * stride, output += P * product.output_stride) {
+        const char *base[(P + 3) / 4];
+#pragma GCC unroll 8
+        for (int g = 0; g < (P + 3) / 4; ++g)
+            base[g] = input + 4 * g * stride;
+        const auto *weights = reinterpret_cast<const float16_t *>(product.weights);
+        for (int64_t begin = 0; begin < product.units; begin += fp16_units) {
+            float16x8_t sum[P][H] = {};
+            const int64_t end = smaller(begin + fp16_units, product.units);
+            for (int64_t unit = begin; unit < end; ++unit, weights += 16 * H, next += step) {
+                __builtin_prefetch(next, 0, 2);
+                float16x8_t weight[2][H];
+#pragma GCC unroll 4
+                for (int h = 0; h < 2 * H; ++h)
+                    weight[h / H][h % H] = vld1q_f16(weights + 8 * h);
+#pragma GCC unroll 32
+                for (int p = 0; p < P; ++p) {
+                    const auto pair = Fp16::load_pair(base[p / 4] + p % 4 * stride + 4 * unit);
+#pragma GCC unroll 2
+                    for (int h = 0; h < H; ++h) {
+                        sum[p][h] = vfmaq_lane_f16(sum[p][h], weight[0][h], pair, 0);
+                        sum[p][h] = vfmaq_lane_f16(sum[p][h], weight[1][h], pair, 1);
+                    }
+                }
+            }
+            add_halves(sum, product.adds || begin > 0, output, product.output_stride);
+        }
+    }
+}
+#endif
+
 template <class Number, int P, int Q>
 void multiply_blocks_of(int64_t tiles, int64_t blocks, const PositionProduct &product) {
     if constexpr (P > 0) {
         if (tiles == P)
-            return multiply_blocks<Number, P, Q>(blocks, product);
+            return multiply_blocks<P, Q>(Number{}, blocks, product);
         multiply_blocks_of<Number, P - 1, Q>(tiles, blocks, product);
     }
 }
@@ -266,7 +326,8 @@ template <class Number, int Q> void multiply_of(const WinogradProduct &product) 
     if constexpr (Q > 0) {
         if (product.vectors != Q)
             return multiply_of<Number, Q / 2>(product);
-        multiply_by<Number, block_rows(Q), Q>(product);
+        if constexpr (Number::rows(Q) > 0)
+            multiply_by<Number, Number::rows(Q), Q>(product);
     }
 }
 
@@ -443,6 +504,11 @@ const WinogradKernels UF_JOIN(winograd_kernels_, UF_ISA) = {
     transform_input_columns, transform_input_row,      multiply<Float32>,
 #if defined(UF_BF16_PRODUCTS)
     multiply<Bf16>,
+#else
+    nullptr,
+#endif
+#if defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC)
+    multiply<Fp16>,
 #else
     nullptr,
 #endif

@@ -107,10 +107,12 @@ typedef struct uf_context uf_context;
 typedef struct uf_options {
     size_t struct_size;    /**< sizeof(uf_options) */
     const char *device;    /**< "auto" (default), "cpu", "cpu-reference" (slow, obvious loops), "cuda", "cuda:1" */
-    const char *precision; /**< "auto" (default): the fastest that the file allows here; "float32", "bf16", "fp16",
-                                "int8" */
+    const char *precision; /**< "auto" (default): the fastest that the file allows here; "float32", "bf16" (a GPU, or
+                                a CPU with AVX-512 BF16 or Arm's BF16), "fp16" (a GPU, or a CPU with Arm's FP16,
+                                which keeps tensors in float32), "int8" (the CPU, for files frozen so) */
     const char *cpu_isa;   /**< "auto" (default): the best of this CPU; "portable", "avx2", "avx512",
-                                "avx512_bf16", "neon", "neon_bf16": at most that, for tests and comparisons */
+                                "avx512_bf16", "neon", "neon_fp16", "neon_bf16": at most that, for tests and
+                                comparisons */
     int32_t threads;       /**< CPU threads, the caller's included, up to 1024; 0: one per physical core that this
                                 process may use.  With 1 the library starts no threads */
     int32_t refuse_embedded_code; /**< non-zero: ignore GPU code in the file, run on the CPU */
@@ -196,11 +198,12 @@ typedef struct uf_info {
     const char *name;          /**< of the network */
     const char *device;        /**< "cpu", "cpu-reference" or "cuda:N" */
     const char *device_reason; /**< why this device was chosen, one sentence */
-    const char *precision;     /**< "float32", "bf16", "fp16" or "int8" */
-    const char *cpu_isa;       /**< "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_bf16"; with precision
-                                    "int8" also "avx2_vnni", "avx512_vnni", "neon_dotprod" and "neon_i8mm", which
-                                    uf_options.cpu_isa allows as "avx512", "avx512_bf16", "neon_bf16" and "neon_bf16";
-                                    "" on a GPU */
+    const char *precision;     /**< "float32", "bf16", "fp16" or "int8"; what is not exact enough or not faster in it
+                                    is computed in float32 */
+    const char *cpu_isa;       /**< "portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_fp16", "neon_bf16"; with
+                                    precision "int8" also "avx2_vnni", "avx512_vnni", "neon_dotprod" and "neon_i8mm",
+                                    which uf_options.cpu_isa allows as "avx512", "avx512_bf16", "neon_fp16" and
+                                    "neon_bf16"; "" on a GPU */
     const char *tuning;        /**< which kernels a GPU runs and where that was measured, one sentence, which also names
                                     tuning files that could not be used and why; "" on a CPU */
     const char *tuning_file;   /**< the file with these measurements; "": the engine file's own order of kernels */

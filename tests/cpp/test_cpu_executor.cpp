@@ -498,7 +498,7 @@ bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
 }
 
 // Rounding of two ops, of which the first may cancel; the reference sums in float64.
-double tolerance(const std::string &precision) { return precision == "bf16" ? 2e-2 : 2e-6; }
+double tolerance(const std::string &precision) { return precision == "float32" ? 2e-6 : 2e-2; }
 
 // Empty if all is well.
 std::string failure(const Case &test, const std::string &isa, const std::string &precision) {
@@ -563,11 +563,17 @@ const std::pair<OpKind, const char *> kinds[] = {
     {OpKind::l2_normalise, "l2_normalise"},
 };
 
+bool offers(const std::string &isa, const std::string &precision) {
+    if (precision == "bf16")
+        return isa == "avx512_bf16" || isa == "neon_bf16";
+    return precision == "float32" || isa == "neon_fp16" || isa == "neon_bf16";
+}
+
 // The instruction sets of this machine, best first.
 std::vector<std::string> instruction_sets(const Case &test) {
     std::vector<std::string> result;
     const auto pool = std::make_shared<ThreadPool>(1);
-    for (const char *isa : {"avx512_bf16", "avx512", "avx2", "neon_bf16", "neon", "portable"}) {
+    for (const char *isa : {"avx512_bf16", "avx512", "avx2", "neon_bf16", "neon_fp16", "neon", "portable"}) {
         try {
             if (make_cpu_executor(test.plan, pool, "float32", isa)->isa() == isa)
                 result.push_back(isa);
@@ -588,8 +594,8 @@ int main(int count, char **arguments) {
         for (const auto &[kind, name] : kinds) {
             const Case test = random_case(seed, kind);
             for (const std::string &isa : isas) {
-                for (const char *precision : {"float32", "bf16"}) {
-                    if (precision == std::string("bf16") && isa != "avx512_bf16" && isa != "neon_bf16")
+                for (const char *precision : {"float32", "bf16", "fp16"}) {
+                    if (!offers(isa, precision))
                         continue;
                     const std::string text = failure(test, isa, precision);
                     ++runs;
