@@ -157,10 +157,10 @@ Choice choose_executor(const std::shared_ptr<Plan> &plan, const std::shared_ptr<
         }
     }
     if (options.precision == "fp16" && kernels.winograd->product_fp16 == nullptr)
-        throw Error(UF_ERR_UNSUPPORTED, message("precision fp16 needs a GPU, or a CPU with Arm's FP16, and the CPU's "
-                                                "instruction set in use is ",
-                                                kernels.isa, "; here, use auto or float32",
-                                                options.device == "auto" ? "; " + reason : ""));
+        throw Error(UF_ERR_UNSUPPORTED,
+                    message("precision fp16 needs a GPU, or a CPU with Arm's FP16, and the CPU's "
+                            "instruction set in use is ",
+                            kernels.isa, "; here, use auto or float32", options.device == "auto" ? "; " + reason : ""));
     return {make_cpu_executor(plan, threads, options.precision, options.cpu_isa, plan.get()), reason};
 }
 
