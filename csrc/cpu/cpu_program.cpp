@@ -27,9 +27,9 @@ bool convolves(OpKind kind) {
 Products choose_products(const std::string &precision, const std::string &plan_precision, const KernelTable &kernels) {
     const bool bf16 = kernels.conv_bf16 != nullptr, fp16 = kernels.winograd->product_fp16 != nullptr;
     if (precision == "auto") {
-        if (bf16 && plan_precision != "float32")
-            return Products::bf16;
-        return fp16 && plan_precision == "fp16" ? Products::fp16 : Products::float32;
+        if (fp16 && plan_precision == "fp16")
+            return Products::fp16;
+        return bf16 && plan_precision != "float32" ? Products::bf16 : Products::float32;
     }
     if ((precision == "bf16" && !bf16) || (precision == "fp16" && !fp16))
         throw Error(UF_ERR_UNSUPPORTED,

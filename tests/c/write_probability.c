@@ -1,4 +1,4 @@
-/* Writes the probability of an image of noise, float32, to a file.
+/* Writes the probability of an image of noise, float32, to a file, and says in what it was computed.
  *
  *     write_probability ENGINE.unet PRECISION HEIGHT WIDTH OUTPUT     a network of one channel
  */
@@ -31,6 +31,6 @@ int main(int count, char **arguments) {
     CHECK(fclose(file) == 0);
     free(pixels);
     free(result);
-    printf("%s\n", info.cpu_isa);
+    printf("%s in %s\n", info.precision, info.cpu_isa);
     return failures != 0;
 }
