@@ -1,5 +1,5 @@
-// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_bf16|neon|neon_bf16 and the flags for
-// it.
+// Compiled once per instruction set, with -DUF_ISA=portable|avx2|avx512|avx512_bf16|neon|neon_fp16|neon_bf16 and the
+// flags for it.
 //
 // The microkernel is a block of P output pixels x Q vectors of output channels that lives in registers while all taps
 // and units stream past: per unit, Q loads of weights, P broadcasts of input, P * Q multiply-adds.

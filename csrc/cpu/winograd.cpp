@@ -83,7 +83,7 @@ class Builder {
   private:
     // Of a unit.
     int channels_each() const { return result_.products == Products::float32 ? 1 : 2; }
-    int64_t units_of(int channels) const { return (channels + channels_each() - 1) / channels_each(); }
+    int64_t units_of(int channels) const { return divide_up(channels, channels_each()); }
 
     // All weights of one vector of output channels in one phase.
     void pack_vector(int64_t vector, int64_t number) const {
