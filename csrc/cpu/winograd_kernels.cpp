@@ -160,7 +160,7 @@ void transform_input_row(const WinogradInputRow &row) {
     row.tile == 2 ? transform_row_of<Float32, 2>(row) : transform_row_of<Float32, 4>(row);
 }
 
-// Tiles at one position.
+// Tiles at one position, those that are still to be done.
 struct PositionProduct {
     const char *input;
     int64_t stride; // bytes from tile to tile
@@ -174,7 +174,8 @@ struct PositionProduct {
 };
 
 // Blocks of P tiles x Q vectors, one after the other, each in registers.
-template <int P, int Q, class Number> void multiply_blocks(Number, int64_t blocks, const PositionProduct &product) {
+template <int P, int Q, class Number>
+__attribute__((always_inline)) inline void multiply_blocks(Number, int64_t blocks, PositionProduct &product) {
     const int64_t stride = product.stride, units = product.units, output_stride = product.output_stride,
                   step = product.step;
     const bool adds = product.adds;
@@ -227,6 +228,9 @@ template <int P, int Q, class Number> void multiply_blocks(Number, int64_t block
                 Float32::store(output + q * sizeof(Vector), sum[p][q]);
         }
     }
+    product.input = input;
+    product.output = output;
+    product.next = next;
 }
 
 #if defined(__AVX512F__) && !defined(__AVX512BF16__)
@@ -257,7 +261,8 @@ struct Float32Pairs {
     }
 };
 
-template <int P, int Q> void multiply_blocks(Float32Pairs, int64_t blocks, const PositionProduct &product) {
+template <int P, int Q>
+__attribute__((always_inline)) inline void multiply_blocks(Float32Pairs, int64_t blocks, PositionProduct &product) {
     typedef Float32Pairs Number;
     const int64_t stride = product.stride, units = product.units, step = 2 * product.step;
     const char *input = product.input, *next = product.next;
@@ -293,6 +298,9 @@ template <int P, int Q> void multiply_blocks(Float32Pairs, int64_t blocks, const
             Float32::store(output, product.adds ? sum + Float32::load(output) : sum);
         }
     }
+    product.input = input;
+    product.output = output;
+    product.next = next;
 }
 #endif
 
@@ -316,7 +324,8 @@ template <int P, int H> void add_halves(const float16x8_t (&sum)[P][H], bool add
     }
 }
 
-template <int P, int Q> void multiply_blocks(Fp16, int64_t blocks, const PositionProduct &product) {
+template <int P, int Q>
+__attribute__((always_inline)) inline void multiply_blocks(Fp16, int64_t blocks, PositionProduct &product) {
     constexpr int H = Q / 2; // vectors of fp16
     const int64_t stride = product.stride, step = product.step;
     const char *input = product.input, *next = product.next;
@@ -349,24 +358,16 @@ template <int P, int Q> void multiply_blocks(Fp16, int64_t blocks, const Positio
             add_halves(sum, product.adds || begin > 0, output, product.output_stride);
         }
     }
+    product.input = input;
+    product.output = output;
+    product.next = next;
 }
 #endif
 
+// All positions, each in blocks of P tiles and then `smaller` ones of a tile less.
 template <class Number, int P, int Q>
-void multiply_blocks_of(int64_t tiles, int64_t blocks, const PositionProduct &product) {
-    if constexpr (P > 0) {
-        if (tiles == P)
-            return multiply_blocks<P, Q>(Number{}, blocks, product);
-        multiply_blocks_of<Number, P - 1, Q>(tiles, blocks, product);
-    }
-}
-
-// In blocks of at most `most` tiles, of almost equal size, so that none is a small, slow remainder.
-template <class Number, int most, int Q> void multiply_by(const WinogradProduct &product) {
-    const int64_t blocks = (product.tiles + most - 1) / most;
-    const int64_t tiles = product.tiles / blocks, larger = product.tiles % blocks; // blocks with a tile more
-    const int64_t done = larger * (tiles + 1), block_steps = product.units - 1;
-    const int64_t steps = product.position_count * blocks * product.units;
+void multiply_positions(const WinogradProduct &product, int64_t blocks, int64_t smaller) {
+    const int64_t steps = product.position_count * (blocks + smaller) * product.units;
     PositionProduct part;
     part.stride = product.tile_stride;
     part.units = product.units;
@@ -380,13 +381,26 @@ template <class Number, int most, int Q> void multiply_by(const WinogradProduct 
                                                         i * product.weight_position_stride);
         part.input = static_cast<const char *>(product.input) + position * product.position_stride;
         part.output = reinterpret_cast<char *>(product.output) + position * product.output_position_stride;
-        multiply_blocks_of<Number, most, Q>(tiles + 1, larger, part);
-        part.input += done * part.stride;
-        part.output += done * part.output_stride;
-        part.next += larger * block_steps * part.step;
-        multiply_blocks_of<Number, most, Q>(tiles, blocks - larger, part);
-        part.next += (blocks - larger) * block_steps * part.step;
+        multiply_blocks<P, Q>(Number{}, blocks, part);
+        if constexpr (P > 1)
+            multiply_blocks<P - 1, Q>(Number{}, smaller, part);
     }
+}
+
+template <class Number, int P, int Q>
+void multiply_blocks_of(int64_t tiles, const WinogradProduct &product, int64_t blocks, int64_t smaller) {
+    if constexpr (P > 0) {
+        if (tiles == P)
+            return multiply_positions<Number, P, Q>(product, blocks, smaller);
+        multiply_blocks_of<Number, P - 1, Q>(tiles, product, blocks, smaller);
+    }
+}
+
+// In blocks of at most `most` tiles, of almost equal size, so that none is a small, slow remainder.
+template <class Number, int most, int Q> void multiply_by(const WinogradProduct &product) {
+    const int64_t blocks = (product.tiles + most - 1) / most, tiles = (product.tiles + blocks - 1) / blocks;
+    const int64_t smaller = blocks * tiles - product.tiles;
+    multiply_blocks_of<Number, most, Q>(tiles, product, blocks - smaller, smaller);
 }
 
 template <class Number, int Q> void multiply_of(const WinogradProduct &product) {
