@@ -166,7 +166,8 @@ def sections(run: Run) -> list[tuple[str, str, Table]]:
             "Against what else there is",
             "Time of `segment`, image in and mask out, host to host; the right columns are the time of others over "
             f"ours, in the same rounds, for the network alone (no normalisation, no threshold), in "
-            f"bf16 beside int8 where their name does not say NNCF. {rate}",
+            "bf16 (or float32 where the processor has none) beside int8 where their name does not say NNCF. "
+            f"{rate}",
             _segment_table(run),
         ),
         (
@@ -220,6 +221,11 @@ def markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (heading, rule, *rows))
 
 
+def _precision(row: Any, peer: str) -> str:
+    """What a peer computes in, by its settings."""
+    return next(name for name in ("int8", "bf16", "float32") if name in row["peers"][peer]["settings"])
+
+
 def readme_table(run: Run) -> str:
     """One image: ours beside the best of the others."""
     table = [["256 x 256 x 3, batch 1", OURS, "of peak", "fastest other", "", "its time over ours"]]
@@ -231,7 +237,7 @@ def readme_table(run: Run) -> str:
             table.append(
                 [
                     f"`{network}` {precision}, {device}"
-                    + (" (the other in bf16)" if precision == "int8" and "NNCF" not in best else ""),
+                    + (f" (the other in {_precision(row, best)})" if precision == "int8" else ""),
                     duration(seconds),
                     share(row["flops"] / seconds, run.peak(row["device"], row["precision"])),
                     duration(float(np.median(row["peers"][best]["seconds"]))),

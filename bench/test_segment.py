@@ -14,10 +14,18 @@ from unet_fast import Engine, engine_file
 from unet_fast.verify import TOLERANCES
 
 PLACES = [("cpu", "float32"), ("cpu", "bf16"), ("cpu", "int8"), ("cuda", "float32"), ("cuda", "fp16")]
-#: Beside our int8 stand the peers that compute in int8, and all others in the precision that a user would take instead.
-IN_TURN_WITH = {"int8": ("bf16", "int8")}
 #: Pixels at a corner of a large image that no seam of tiles has touched: they equal the network on a 256 x 256 crop.
 CORNER = 112
+
+
+def in_turn_with(precision: str, session: Any) -> tuple[str, ...]:
+    """Precisions of the peers.  Beside our int8 stand those in int8, and the others in what a user would take instead:
+    bf16, or float32 on a processor that computes bf16 by other instructions (PyTorch then takes four times as long).
+    """
+    if precision != "int8":
+        return (precision,)
+    has_bf16 = session.isa == "auto" and "bf16" in session.ceilings["operations_per_s"]
+    return ("bf16" if has_bf16 else "float32", "int8")
 
 
 def allowed_error(engine: Engine) -> float:
@@ -83,7 +91,7 @@ def test_segment(
         lambda: engine.segment(images, tiling="none"),
         peers=[
             peer
-            for theirs in IN_TURN_WITH.get(precision, (precision,))
+            for theirs in in_turn_with(precision, session)
             for peer in peers(Case(network, batch, theirs, engine.threads, device, session.isa))
         ],
         **facts(engine, network, batch, error),
