@@ -87,6 +87,7 @@ struct WinogradSchedule {
     int64_t tiles = 0;                       // of all images
     int64_t band_rows = 0; // rows of tiles, of all images one after the other, that are worked on together
     int64_t range = 1;     // tiles of a task
+    int64_t portion = 1;   // of these, those that go through a row of positions together
     bool whole = false;    // all windows of a band are transformed first, and a task is a range and a channel block;
                            // else a task does all for its range
 
@@ -143,7 +144,7 @@ int64_t window_bytes(const WinogradConvolution &convolution, int64_t tiles);
 // What a task works with, in memory that begins at `data`.
 struct WinogradMemory {
     Lines input;                       // of the windows of a range
-    Positions windows;                 // of a range, at one row of positions
+    Positions windows;                 // of a portion, at one row of positions
     std::byte *late_weights = nullptr; // at one row of positions
     Positions products;                // of a channel block, at one row; at all where late weights are of many units
     Lines output;                      // of a channel block and phase; others follow

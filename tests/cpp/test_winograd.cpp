@@ -195,7 +195,7 @@ void check_weights(const WinogradConvolution &convolution) {
     std::exit(1);
 }
 
-// In ranges of a random size, with all windows of the batch first or not.
+// In ranges and portions of a random size, with all windows of the batch first or not.
 Guarded run(const Case &test, const std::vector<WinogradForm> &forms, const KernelTable &kernels, ThreadPool &pool,
             Random &random) {
     std::vector<int> channels;
@@ -209,6 +209,7 @@ Guarded run(const Case &test, const std::vector<WinogradForm> &forms, const Kern
         WinogradSchedule order = schedule(convolution, test.images, test.height, test.width, 1, true);
         order.whole = convolution.transforms_late || random.integer(0, 1) == 1;
         order.range = random.integer(1, static_cast<int>(order.tiles));
+        order.portion = order.whole ? order.range : random.integer(1, static_cast<int>(order.range));
         const AlignedMemory scratch = poisoned(WinogradMemory(convolution, order, nullptr).bytes);
         const WinogradMemory memory(convolution, order, scratch.data());
         const AlignedMemory window_memory = poisoned(window_bytes(convolution, order.tiles));
