@@ -9,8 +9,8 @@ constexpr int kernel_side = 3, most_lanes = 16;
 
 // Units whose weights are transformed together: the first cache holds a row of their positions (24 KB with AVX2), and
 // sums are stored and loaded again once for so many multiply-adds.  They are transformed row by row, from taps that the
-// second cache holds, beside those that come next, for a group of units (144 KB with AVX2).
-constexpr int64_t late_units = 64, late_group = 256;
+// second cache holds, beside those that come next, for a group of units.
+constexpr int64_t late_units = 64, late_group = 256, late_group_bytes = 288 << 10;
 
 int64_t taps_of(const WinogradPhase &phase) { return phase.skipped_row < 0 ? 9 : 4; }
 
@@ -244,7 +244,10 @@ int64_t odd_lines(int64_t bytes) {
 
 // Units whose products are made, for all rows of positions, before those of others are added.
 int64_t units_together(const WinogradConvolution &convolution) {
-    return convolution.transforms_late ? std::min(late_group, convolution.units) : convolution.units;
+    if (!convolution.transforms_late)
+        return convolution.units;
+    const int64_t block = widest_block(convolution) * convolution.lanes * static_cast<int64_t>(sizeof(float));
+    return std::min({late_group, late_group_bytes / (9 * block) / late_units * late_units, convolution.units});
 }
 
 // Positions at which a task has products at a time.
