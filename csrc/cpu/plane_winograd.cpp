@@ -12,9 +12,9 @@ namespace {
 constexpr int from_window[2][4] = {{1, 2, 1, 0}, {0, 2, -1, -1}}, from_phase[2][3] = {{1, 1, 0}, {0, 1, 1}};
 
 // Tiles of a band: so many that they fill a block of the widest kernels.  Where a small tensor is upsampled it has a
-// quarter of them, and half a block is what its sums and the cache agree on (Ice Lake, one thread: 0.98 of `relunet16`,
-// 0.96 to 0.99 of `relunet64`; with a whole block 0.99 and 1.01).
-constexpr int64_t band_tiles = 96, upsampled_band_tiles = 192;
+// quarter of them, which then fill two vectors (Ice Lake, one thread: 0.986 of `relunet16`; twice or three times as
+// many gain no more, and leave two threads with uneven parts).
+constexpr int64_t band_tiles = 96, upsampled_band_tiles = 128;
 // Vectors are written whole, and the widest have 16 lanes.
 constexpr int64_t widest = 16;
 // Groups whose sums are kept at a time.  The positions of all planes are read once for each such lot.
