@@ -173,9 +173,10 @@ struct PositionProduct {
     int64_t step;     // bytes of it per unit of a block: fetching a line again costs nothing that can be measured
 };
 
-// Blocks of P tiles x Q vectors, one after the other, each in registers.
+// Blocks of P tiles x Q vectors, one after the other, each in registers.  Inlined twice, as P and as P - 1, they would
+// make the library larger than 2 MB.
 template <int P, int Q, class Number>
-__attribute__((always_inline)) inline void multiply_blocks(Number, int64_t blocks, PositionProduct &product) {
+__attribute__((noinline)) void multiply_blocks(Number, int64_t blocks, PositionProduct &product) {
     const int64_t stride = product.stride, units = product.units, output_stride = product.output_stride,
                   step = product.step;
     const bool adds = product.adds;
@@ -262,7 +263,7 @@ struct Float32Pairs {
 };
 
 template <int P, int Q>
-__attribute__((always_inline)) inline void multiply_blocks(Float32Pairs, int64_t blocks, PositionProduct &product) {
+__attribute__((noinline)) void multiply_blocks(Float32Pairs, int64_t blocks, PositionProduct &product) {
     typedef Float32Pairs Number;
     const int64_t stride = product.stride, units = product.units, step = 2 * product.step;
     const char *input = product.input, *next = product.next;
@@ -324,8 +325,7 @@ template <int P, int H> void add_halves(const float16x8_t (&sum)[P][H], bool add
     }
 }
 
-template <int P, int Q>
-__attribute__((always_inline)) inline void multiply_blocks(Fp16, int64_t blocks, PositionProduct &product) {
+template <int P, int Q> __attribute__((noinline)) void multiply_blocks(Fp16, int64_t blocks, PositionProduct &product) {
     constexpr int H = Q / 2; // vectors of fp16
     const int64_t stride = product.stride, step = product.step;
     const char *input = product.input, *next = product.next;
