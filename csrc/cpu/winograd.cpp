@@ -220,6 +220,11 @@ int widest_block(const WinogradConvolution &convolution) {
     return vectors;
 }
 
+// Of a tile's products, or a unit's weights at a position, of the widest block.
+int64_t block_bytes(const WinogradConvolution &convolution) {
+    return static_cast<int64_t>(widest_block(convolution)) * convolution.lanes * static_cast<int64_t>(sizeof(float));
+}
+
 int64_t window_element(const WinogradConvolution &convolution) {
     return convolution.products == Products::float32 ? 4 : 2;
 }
@@ -246,8 +251,8 @@ int64_t odd_lines(int64_t bytes) {
 int64_t units_together(const WinogradConvolution &convolution) {
     if (!convolution.transforms_late)
         return convolution.units;
-    const int64_t block = widest_block(convolution) * convolution.lanes * static_cast<int64_t>(sizeof(float));
-    return std::min({late_group, late_group_bytes / (9 * block) / late_units * late_units, convolution.units});
+    const int64_t fitting = late_group_bytes / (9 * block_bytes(convolution)) / late_units * late_units;
+    return std::min({late_group, fitting, convolution.units});
 }
 
 // Positions at which a task has products at a time.
@@ -259,7 +264,7 @@ int64_t product_positions(const WinogradConvolution &convolution) {
 // Bytes of late weights from position to position.
 int64_t late_position_stride(const WinogradConvolution &convolution) {
     const int64_t units = std::min(late_units, convolution.units);
-    return odd_lines(units * widest_block(convolution) * convolution.lanes * static_cast<int64_t>(sizeof(float)));
+    return odd_lines(units * block_bytes(convolution));
 }
 
 } // namespace
@@ -325,7 +330,7 @@ int64_t window_bytes(const WinogradConvolution &convolution, int64_t tiles) {
 WinogradMemory::WinogradMemory(const WinogradConvolution &convolution, const WinogradSchedule &schedule,
                                std::byte *data) {
     const int64_t side = convolution.window(), tile = convolution.tile, tiles = schedule.range;
-    const int64_t float_bytes = sizeof(float), block = widest_block(convolution) * convolution.lanes * float_bytes;
+    const int64_t float_bytes = sizeof(float), block = block_bytes(convolution);
     const auto take = [&](int64_t size) {
         std::byte *const begin = data == nullptr ? nullptr : data + bytes;
         bytes += size;
@@ -360,8 +365,7 @@ WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images
     // Bytes of a task's lines, windows and products that a core's second cache holds beside weights.
     constexpr int64_t own_bytes = 384 << 10, product_limit = 448 << 10, shared_bytes = 8 << 20;
     const int64_t side = convolution.window(), lines = side * convolution.tile, float_bytes = sizeof(float);
-    const int64_t inputs = input_channels(convolution) * float_bytes,
-                  block = widest_block(convolution) * convolution.lanes * float_bytes;
+    const int64_t inputs = input_channels(convolution) * float_bytes, block = block_bytes(convolution);
     const auto blocks = static_cast<int64_t>(convolution.blocks.size()),
                phases = static_cast<int64_t>(convolution.phases.size());
     const int64_t per_tile = window_bytes(convolution, 64) / 64;
