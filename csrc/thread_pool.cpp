@@ -42,19 +42,46 @@ template <class Ready> bool spin_until(const Ready &ready) {
 }
 
 // One loop; it lives on the stack of the thread that called `run`.
+//
+// Each worker begins with a share of its own, which is the same part of the range in every loop, so that it mostly
+// finds in its cache what it wrote in the loop before; then it takes over what is left of the other shares.
 struct Loop {
-    void (*invoke)(const void *context, int64_t task, int worker);
-    const void *context;
-    int64_t tasks;
-    std::atomic<int64_t> next{0};
-    std::atomic<int> helpers{0}; // workers inside; changed under the mutex
-    Loop *following = nullptr;
+    struct alignas(64) Share { // one cache line, as the workers count at the same time
+        std::atomic<int64_t> next{0};
+        int64_t end = 0;
+    };
+
+    Loop(void (*body)(const void *context, int64_t task, int worker), const void *body_context, int64_t task_count,
+         int threads)
+        : invoke(body), context(body_context), tasks(task_count), share_count(std::min(threads, most_shares)) {
+        for (int i = 0; i < share_count; ++i) {
+            shares[i].next.store(tasks * i / share_count, std::memory_order_relaxed);
+            shares[i].end = tasks * (i + 1) / share_count;
+        }
+    }
 
     void work(int worker) {
-        for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-            invoke(context, task, worker);
+        for (int i = 0; i < share_count; ++i) {
+            Share &share = shares[(worker + i) % share_count];
+            for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+                invoke(context, task, worker);
+        }
     }
-    bool exhausted() const { return next.load(std::memory_order_relaxed) >= tasks; }
+
+    bool exhausted() const {
+        return std::all_of(shares, shares + share_count,
+                           [](const Share &share) { return share.next.load(std::memory_order_relaxed) >= share.end; });
+    }
+
+    static constexpr int most_shares = 32;
+
+    void (*const invoke)(const void *context, int64_t task, int worker);
+    const void *const context;
+    const int64_t tasks;
+    const int share_count;
+    Share shares[most_shares];
+    std::atomic<int> helpers{0}; // workers inside; changed under the mutex
+    Loop *following = nullptr;
 };
 
 // The worker threads of one pool in one process.
@@ -214,7 +241,7 @@ void ThreadPool::run_erased(int64_t tasks, Invoke invoke, const void *context) {
             invoke(context, task, 0);
         return;
     }
-    Loop loop{invoke, context, tasks};
+    Loop loop(invoke, context, tasks, state_->threads);
     state_->current().run(loop);
 }
 

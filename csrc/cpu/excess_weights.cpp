@@ -22,10 +22,9 @@ void ExcessWeights::pack(int8_t (&values)[4], ExcessWeight place, std::byte *to)
 }
 
 void ExcessWeights::end_list() {
-    const auto begin = weights_.begin() + static_cast<std::ptrdiff_t>(ends_.empty() ? 0 : ends_.back());
-    std::stable_sort(begin, weights_.end(),
+    std::stable_sort(weights_.begin() + begin_.back(), weights_.end(),
                      [](const ExcessWeight &a, const ExcessWeight &b) { return a.output < b.output; });
-    ends_.push_back(weights_.size());
+    begin_.push_back(static_cast<int64_t>(weights_.size()));
 }
 
 } // namespace uf

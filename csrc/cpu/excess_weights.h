@@ -22,14 +22,15 @@ class ExcessWeights {
     void end_list();
 
     ExcessList list(size_t number) const {
-        const size_t begin = number == 0 ? 0 : ends_[number - 1];
-        return {weights_.data() + begin, static_cast<int>(ends_[number] - begin)};
+        return {weights_.data() + begin_[number], static_cast<int>(begin_[number + 1] - begin_[number])};
     }
+    // From number `first` on.
+    ExcessLists lists(size_t first) const { return {weights_.data(), begin_.data() + first}; }
 
   private:
     int largest_pair_ = any_pair;
     std::vector<ExcessWeight> weights_;
-    std::vector<size_t> ends_; // of each list
+    std::vector<int64_t> begin_{0}; // of each list, and of the next one
 };
 
 } // namespace uf

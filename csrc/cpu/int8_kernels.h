@@ -24,6 +24,10 @@ struct ExcessList {
     const ExcessWeight *first;
     int count;
 };
+struct ExcessLists {
+    const ExcessWeight *all;
+    const int64_t *begin; // of list i: all[begin[i]] to all[begin[i + 1]]
+};
 
 // Products of some taps with one input, over all of its planes.
 struct PlaneTaps {

@@ -197,20 +197,20 @@ void Int8Buffers::convolve(const Op &op, const PlaneWinograd &convolution, int c
     const Planes &to = planes_[static_cast<size_t>(op.outputs[0])];
     const Planes *pooled = op.outputs.size() == 2 ? &planes_[static_cast<size_t>(op.outputs[1])] : nullptr;
     const WinogradBands bands(convolution, to.height, to.width);
-    const int64_t groups = convolution.groups, tasks = count * bands.bands;
+    const int64_t lots = convolution.lots, tasks = count * bands.bands;
     // Below 64 outputs transforms take more than a tenth of a task.
-    constexpr int64_t least_groups = 16;
+    constexpr int64_t least_lots = 16 / PlaneWinograd::lot;
     const int64_t wanted = pool.threads() == 1 ? 1 : divide_up(4 * int64_t{pool.threads()}, tasks);
-    const int64_t split = std::clamp(wanted, int64_t{1}, std::max(int64_t{1}, groups / least_groups));
+    const int64_t split = std::clamp(wanted, int64_t{1}, std::max(int64_t{1}, lots / least_lots));
 
     pool.run(split * tasks, [&](int64_t task, int worker) {
         const int64_t part = task / tasks, image = task / bands.bands % count, band = task % bands.bands;
-        const auto first = static_cast<int>(part * groups / split),
-                   last = static_cast<int>((part + 1) * groups / split);
+        const auto first = static_cast<int>(part * lots / split), last = static_cast<int>((part + 1) * lots / split);
         convolve_winograd(convolution, program_.kernels, sources, to, bands, image, band, first, last,
                           scratch + static_cast<size_t>(worker) * scratch_size);
         const int64_t begin = band * bands.rows, end = std::min<int64_t>(begin + bands.rows, to.height);
-        for (int plane = first; plane < last; ++plane)
+        for (int plane = first * PlaneWinograd::lot; plane < std::min(last * PlaneWinograd::lot, convolution.groups);
+             ++plane)
             finish_plane(to, pooled, image, plane, begin, end);
     });
 }

@@ -154,46 +154,114 @@ struct TileProducts : ByteProducts {
     }
 };
 
-template <int P> void multiply_vectors(const TileProduct &product, int vectors, int64_t first) {
-    if constexpr (P > 0) {
-        if (vectors != P)
-            return multiply_vectors<P - 1>(product, vectors, first);
-        char *const sums = product.sums + first * vector_bytes;
-        const int64_t output_stride = product.output_stride;
-        Ints sum[plane_outputs][P] = {};
-        int64_t pixels[P];
+// One block of P vectors of tiles, for G groups.
+struct TileBlock {
+    const char *input;
+    int64_t plane_stride;
+    int planes;
+    const int32_t *weights; // [G][planes][plane_outputs]
+    char *sums;
+    int64_t group_stride, output_stride;
+};
+
+// Not inlined, as one function for each size is code enough.
+template <int G, int P> __attribute__((noinline)) void multiply_block(const TileBlock &block) {
+    const int64_t of_group = int64_t{block.planes} * plane_outputs, plane_stride = block.plane_stride;
+    const char *plane = block.input;
+    const int32_t *weights = block.weights, *const end = weights + of_group;
+    Ints sum[G][plane_outputs][P] = {};
+    for (; weights != end; weights += plane_outputs, plane += plane_stride) {
+        TileProducts::Pixels pixels[P];
 #pragma GCC unroll 8
         for (int v = 0; v < P; ++v)
-            pixels[v] = v * vector_bytes;
-        const int64_t tap = first * vector_bytes;
-        accumulate<TileProducts, 0, 1>(
-            sum, {product.input, product.plane_stride, product.planes, pixels, &tap, 1, product.weights, {}, nullptr});
+            pixels[v] = TileProducts::load(plane + v * vector_bytes);
+#pragma GCC unroll 2
+        for (int g = 0; g < G; ++g) {
+            // What comes after this block: the many weights of deep layers come from the third cache.
+            __builtin_prefetch(weights + (G + g) * of_group);
+#pragma GCC unroll 4
+            for (int o = 0; o < plane_outputs; ++o) {
+                const TileProducts::Weights weight = TileProducts::of_output(weights + g * of_group, o);
+#pragma GCC unroll 8
+                for (int v = 0; v < P; ++v)
+                    TileProducts::multiply_add(sum[g][o][v], pixels[v], weight);
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 4
         for (int o = 0; o < plane_outputs; ++o) {
 #pragma GCC unroll 8
             for (int v = 0; v < P; ++v)
-                store(sums + o * output_stride + v * vector_bytes, sum[o][v]);
+                store(block.sums + g * block.group_stride + o * block.output_stride + v * vector_bytes, sum[g][o][v]);
         }
     }
 }
 
-void multiply_tiles(const TileProduct &product) {
-    const int64_t blocks = (product.vectors + most_vectors - 1) / most_vectors;
-    for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t first = product.vectors * block / blocks, end = product.vectors * (block + 1) / blocks;
-        multiply_vectors<most_vectors>(product, static_cast<int>(end - first), first);
+typedef void (*MultiplyBlock)(const TileBlock &block);
+// For 0 to `most` vectors and G groups.
+template <int G, int most> inline MultiplyBlock block_function(int64_t vectors) {
+    if constexpr (most > 0)
+        return vectors == most ? multiply_block<G, most> : block_function<G, most - 1>(vectors);
+    return nullptr;
+}
+
+// Where all tiles fit into half a block, a block takes two groups instead, so that more multiply-adds share the loads
+// of weights, and enough of them are under way.
+constexpr int most_of_two = most_vectors / 2;
+
+inline void add_excess(const TileProduct &product, const ExcessWeight *first, const ExcessWeight *end,
+                       const char *input, char *sums) {
+    for (; first != end; ++first) {
+        const char *from = input + first->plane * product.plane_stride;
+        char *to = sums + first->output * product.output_stride;
+        const auto weight = TileProducts::broadcast(&first->weights);
+        for (int64_t v = 0; v < product.vectors; ++v, from += vector_bytes, to += vector_bytes) {
+            Ints sum = load(to);
+            TileProducts::multiply_add(sum, TileProducts::load(from), weight);
+            store(to, sum);
+        }
     }
-    if constexpr (TileProducts::largest_pair < any_pair) {
-        for (int i = 0; i < product.excess.count; ++i) {
-            const ExcessWeight &excess = product.excess.first[i];
-            const char *from = product.input + excess.plane * product.plane_stride;
-            char *to = product.sums + excess.output * product.output_stride;
-            const auto weight = TileProducts::broadcast(&excess.weights);
-            for (int64_t v = 0; v < product.vectors; ++v, from += vector_bytes, to += vector_bytes) {
-                Ints sum = load(to);
-                TileProducts::multiply_add(sum, TileProducts::load(from), weight);
-                store(to, sum);
+}
+
+void multiply_tiles(const TileProduct &given) {
+    const TileProduct product = given;
+    const int64_t vectors = product.vectors, of_group = int64_t{product.planes} * plane_outputs;
+    // Blocks of almost equal size: the first `larger` of them have one vector more.
+    const bool of_two = vectors <= most_of_two;
+    const int64_t blocks = (vectors + most_vectors - 1) / most_vectors, size = vectors / blocks,
+                  larger = vectors % blocks;
+    const MultiplyBlock two = of_two ? block_function<2, most_of_two>(vectors) : nullptr,
+                        one = block_function<1, most_vectors>(size),
+                        one_larger = block_function<1, most_vectors>(size + 1);
+    const auto *weights = reinterpret_cast<const int32_t *>(product.weights);
+    const int64_t *excess = product.excess.begin;
+    for (int position = 0; position < product.side * product.side; ++position) {
+        const char *const input = product.input + position / product.side * product.row_stride +
+                                  position % product.side * product.position_stride;
+        char *const of_position = product.sums + position * product.sum_stride;
+        for (int group = 0; group < product.groups;) {
+            char *const sums = of_position + group * product.group_stride;
+            TileBlock block = {input, product.plane_stride, product.planes,       weights,
+                               sums,  product.group_stride, product.output_stride};
+            const int together = of_two && group + 1 < product.groups ? 2 : 1;
+            if (together == 2) {
+                two(block);
+            } else {
+                for (int64_t i = 0; i < blocks; ++i) {
+                    (i < larger ? one_larger : one)(block);
+                    const int64_t bytes = (i < larger ? size + 1 : size) * vector_bytes;
+                    block.input += bytes;
+                    block.sums += bytes;
+                }
             }
+            for (int g = 0; g < together; ++g, ++excess)
+                if constexpr (TileProducts::largest_pair < any_pair)
+                    add_excess(product, product.excess.all + excess[0], product.excess.all + excess[1], input,
+                               sums + g * product.group_stride);
+            weights += together * of_group;
+            group += together;
         }
     }
 }

@@ -31,16 +31,17 @@ struct TileWindows {
     int64_t position_stride, output_plane_stride;
 };
 
-// Sums of four output channels at one position: over all planes, tiles times weights.
+// Sums at some positions, for groups of plane_outputs outputs: over all planes, tiles times weights.
 struct TileProduct {
-    const char *input; // plane 0 of the position
-    int64_t plane_stride;
-    int planes;
-    const char *weights; // [planes][plane_outputs] words of int8
-    ExcessList excess;
+    const char *input; // plane 0 of the first position
+    int side;          // positions are [side][side]
+    int64_t row_stride, position_stride, plane_stride;
+    int planes, groups;
+    const char *weights; // [side][side][groups][planes][plane_outputs] words of int8
+    ExcessLists excess;  // [side][side][groups]
     int64_t vectors;
-    char *sums; // of output 0; int32
-    int64_t output_stride;
+    char *sums; // int32
+    int64_t group_stride, sum_stride, output_stride;
 };
 
 // Sums of one row of tiles at all positions become two rows of pixels of one plane.

@@ -12,13 +12,16 @@ namespace {
 constexpr int from_window[2][4] = {{1, 2, 1, 0}, {0, 2, -1, -1}}, from_phase[2][3] = {{1, 1, 0}, {0, 1, 1}};
 
 // Tiles of a band: so many that they fill a block of the widest kernels.  Where a small tensor is upsampled it has a
-// quarter of them, which then fill two vectors (Ice Lake, one thread: 0.986 of `relunet16`; twice or three times as
-// many gain no more, and leave two threads with uneven parts).
+// quarter of them, which then fill two vectors.
 constexpr int64_t band_tiles = 96, upsampled_band_tiles = 128;
+// Tiles of the part of a band whose sums are kept at a time: so many that their positions leave room in the second
+// cache for the weights.
+int64_t strip_tiles(int planes) { return planes <= 64 ? 128 : 64; }
+// Lots that the phases of a small tensor are computed for one after the other, so that the positions of a phase come
+// once for all of them.
+constexpr int lots_together = 8, groups_together = lots_together * PlaneWinograd::lot;
 // Vectors are written whole, and the widest have 16 lanes.
 constexpr int64_t widest = 16;
-// Groups whose sums are kept at a time.  The positions of all planes are read once for each such lot.
-constexpr int groups_together = 4;
 
 // Tensor `name` (..., O, rows, columns, C) of int8; `lead`: what of the axes before O is chosen.
 struct Weights {
@@ -45,20 +48,17 @@ struct Weights {
     int32_t sum(int output, int position) const { return sums[static_cast<size_t>(output * positions + position)]; }
 };
 
-// The weights of one group at all positions; returns where they end.
-std::byte *pack(const Weights &weights, int group, ExcessWeights &excess, std::byte *to) {
-    for (int position = 0; position < weights.positions; ++position) {
-        for (int channel = 0; channel < weights.channels; channel += 4) {
-            for (int o = 0; o < plane_outputs; ++o, to += 4) {
-                int8_t values[4] = {};
-                if (const int output = group * plane_outputs + o; output < weights.outputs)
-                    std::copy_n(weights.at(output, position) + channel, std::min(4, weights.channels - channel),
-                                values);
-                excess.pack(values, {channel / 4, 0, o, 0}, to);
-            }
+// The weights of one group at one position; returns where they end.
+std::byte *pack(const Weights &weights, int group, int position, ExcessWeights &excess, std::byte *to) {
+    for (int channel = 0; channel < weights.channels; channel += 4) {
+        for (int o = 0; o < plane_outputs; ++o, to += 4) {
+            int8_t values[4] = {};
+            if (const int output = group * plane_outputs + o; output < weights.outputs)
+                std::copy_n(weights.at(output, position) + channel, std::min(4, weights.channels - channel), values);
+            excess.pack(values, {channel / 4, 0, o, 0}, to);
         }
-        excess.end_list();
     }
+    excess.end_list();
     return to;
 }
 
@@ -91,6 +91,7 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
     result.planes = static_cast<int>(divide_up(channels_of(result.source), 4));
     result.low_planes = upsamples ? static_cast<int>(divide_up(channels_of(0), 4)) : 0;
     result.groups = static_cast<int>(divide_up(outputs, plane_outputs));
+    result.lots = static_cast<int>(divide_up(result.groups, PlaneWinograd::lot));
     result.border_bias = upsamples;
     const Weights windows(op, upsamples ? "weight_skip" : "weight", 0, outputs, window_positions,
                           channels_of(result.source));
@@ -103,10 +104,15 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
     result.weights = AlignedMemory(static_cast<size_t>(result.group_bytes * result.groups));
     result.excess = ExcessWeights(kernels);
     std::byte *to = result.weights.data();
-    for (int group = 0; group < result.groups; ++group) {
+    for (int first = 0; first < result.groups; first += PlaneWinograd::lot) {
+        const auto pack_lot = [&](const Weights &weights) {
+            for (int position = 0; position < weights.positions; ++position)
+                for (int group = first; group < std::min(first + PlaneWinograd::lot, result.groups); ++group)
+                    to = pack(weights, group, position, result.excess, to);
+        };
         for (const Weights &phase : phases)
-            to = pack(phase, group, result.excess, to);
-        to = pack(windows, group, result.excess, to);
+            pack_lot(phase);
+        pack_lot(windows);
     }
 
     // Number i of a group: row, column and output of a tile.
@@ -146,20 +152,24 @@ WinogradBands::WinogradBands(const PlaneWinograd &convolution, int64_t height, i
     const bool upsamples = convolution.low_planes > 0;
     const int64_t across = divide_up(width, 2), down = divide_up(height, 2), low_across = divide_up(across, 2);
     // A tile of the small tensor gives two rows of tiles.
-    const int64_t tiles = upsamples ? upsampled_band_tiles : band_tiles;
+    const int64_t strip = strip_tiles(convolution.planes);
+    const int64_t tiles = upsamples ? upsampled_band_tiles : std::min(band_tiles, strip);
     const int64_t tile_rows = round_up(std::clamp(divide_up(tiles, across), int64_t{1}, down), upsamples ? 2 : 1);
+    strip_rows = std::clamp(strip / across, int64_t{1}, tile_rows);
     rows = 2 * tile_rows;
     bands = divide_up(height, rows);
     // Vectors that begin inside a row are written whole.
     tile_stride = 4 * (round_up(tile_rows * across, widest) + widest);
+    sum_stride = 4 * (round_up(strip_rows * across, widest) + widest);
     low_stride = upsamples ? 4 * (round_up(tile_rows / 2 * low_across, widest) + widest) : 0;
     row_stride = 8 * round_up(across, widest);
     addend_stride = tile_rows * row_stride;
     low_positions = window_positions * convolution.planes * tile_stride;
     sums = low_positions + uf::low_positions * convolution.low_planes * low_stride;
-    low_sums = sums + groups_together * window_positions * plane_outputs * tile_stride;
-    addends = low_sums + groups_together * phase_positions * plane_outputs * low_stride;
-    spare_row = addends + (upsamples ? groups_together * 4 * plane_outputs * addend_stride : 0);
+    low_sums = sums + PlaneWinograd::lot * window_positions * plane_outputs * sum_stride;
+    addends = low_sums + PlaneWinograd::lot * phase_positions * plane_outputs * low_stride;
+    const int with_addends = upsamples ? std::min(convolution.groups, groups_together) : 0;
+    spare_row = addends + with_addends * 4 * plane_outputs * addend_stride;
     bytes = spare_row + row_stride;
 }
 
@@ -185,21 +195,16 @@ class WinogradBand {
                                                     bands.low_stride));
     }
 
-    void compute(int first_group, int last_group) const {
-        const int count = last_group - first_group;
-        for (int phase = 0; phase < phases(); ++phase)
-            compute_phase(first_group, count, phase);
-        for (int position = 0; position < window_positions; ++position) {
-            for (int i = 0; i < count; ++i)
-                kernels_.winograd->multiply(
-                    {scratch_ + position * convolution_.planes * bands_.tile_stride, bands_.tile_stride,
-                     convolution_.planes, weights(first_group + i, first_window() + position),
-                     excess(first_group + i, first_window() + position),
-                     divide_up(tile_rows_ * across_, kernels_.lanes), sums(i, position), bands_.tile_stride});
+    void compute(int first_lot, int last_lot) const {
+        for (int first = first_lot; first < last_lot; first += lots_together) {
+            const int last = std::min(first + lots_together, last_lot);
+            for (int phase = 0; phase < phases(); ++phase)
+                for (int lot = first; lot < last; ++lot)
+                    compute_phase(phase, lot);
+            for (int64_t row = 0; row < tile_rows_; row += bands_.strip_rows)
+                for (int lot = first; lot < last; ++lot)
+                    compute_strip(row, std::min(row + bands_.strip_rows, tile_rows_), lot);
         }
-        for (int i = 0; i < count; ++i)
-            for (int64_t row = 0; row < tile_rows_; ++row)
-                finish(first_group + i, i, row);
     }
 
   private:
@@ -216,54 +221,88 @@ class WinogradBand {
     }
 
     int phases() const { return convolution_.low_planes > 0 ? 4 : 0; }
-    // The positions of a group are numbered as their weights lie: those of the phases, then those of the windows.
+    // Positions are numbered as their weights lie: those of the phases, then those of the windows.
     int first_window() const { return phases() * phase_positions; }
-    const char *weights(int group, int number) const {
-        constexpr int64_t bytes_of_plane = int64_t{plane_outputs} * 4;
+    int first_group(int lot) const { return lot * PlaneWinograd::lot; }
+    int groups(int lot) const { return std::min(PlaneWinograd::lot, convolution_.groups - first_group(lot)); }
+    // Of a lot, from position `number` on.
+    const char *weights(int lot, int number) const {
+        const int64_t bytes_of_plane = int64_t{groups(lot)} * plane_outputs * 4;
         const int64_t of_phases = std::min(number, first_window()), of_windows = number - of_phases;
         return reinterpret_cast<const char *>(
-            convolution_.weights.data() + group * convolution_.group_bytes +
+            convolution_.weights.data() + first_group(lot) * convolution_.group_bytes +
             bytes_of_plane * (of_phases * convolution_.low_planes + of_windows * convolution_.planes));
     }
-    ExcessList excess(int group, int number) const {
-        return convolution_.excess.list(static_cast<size_t>(group * (first_window() + window_positions) + number));
+    ExcessLists excess(int lot, int number) const {
+        return convolution_.excess.lists(
+            static_cast<size_t>(first_group(lot) * (first_window() + window_positions) + groups(lot) * number));
     }
 
-    // Of group number i of those that are kept together.
-    char *sums(int i, int position) const {
-        return scratch_ + bands_.sums + (i * window_positions + position) * plane_outputs * bands_.tile_stride;
+    // Of group number i of a lot.
+    char *sums(int i) const {
+        return scratch_ + bands_.sums + i * window_positions * plane_outputs * bands_.sum_stride;
     }
-    char *low_sums(int i, int position) const {
-        return scratch_ + bands_.low_sums + (i * phase_positions + position) * plane_outputs * bands_.low_stride;
+    char *low_sums(int i) const {
+        return scratch_ + bands_.low_sums + i * phase_positions * plane_outputs * bands_.low_stride;
     }
-    char *addends(int i, int phase, int64_t row) const {
-        return scratch_ + bands_.addends + (i * 4 + phase) * plane_outputs * bands_.addend_stride +
-               row * bands_.row_stride;
+    char *addends(int group, int phase, int64_t row) const {
+        return scratch_ + bands_.addends +
+               (group % groups_together * 4 + phase) * plane_outputs * bands_.addend_stride + row * bands_.row_stride;
     }
 
-    void compute_phase(int first_group, int count, int phase) const {
-        const int top = 2 * (phase / 2), left = 2 * (phase % 2), planes = convolution_.low_planes;
-        for (int position = 0; position < phase_positions; ++position) {
-            const int from = (top + position / 3) * low_side + left + position % 3;
-            for (int i = 0; i < count; ++i)
-                kernels_.winograd->multiply(
-                    {scratch_ + bands_.low_positions + from * planes * bands_.low_stride, bands_.low_stride, planes,
-                     weights(first_group + i, phase * phase_positions + position),
-                     excess(first_group + i, phase * phase_positions + position),
-                     divide_up(low_rows_ * low_across_, kernels_.lanes), low_sums(i, position), bands_.low_stride});
-        }
-        for (int i = 0; i < count; ++i) {
-            const int32_t *constants =
-                convolution_.phase_constants.data() + ((first_group + i) * 4 + phase) * 4 * plane_outputs;
+    void compute_phase(int phase, int lot) const {
+        TileProduct product = {};
+        product.side = 3;
+        product.plane_stride = bands_.low_stride;
+        product.position_stride = convolution_.low_planes * product.plane_stride;
+        product.row_stride = low_side * product.position_stride;
+        product.input = scratch_ + bands_.low_positions + phase / 2 * 2 * product.row_stride +
+                        phase % 2 * 2 * product.position_stride;
+        product.planes = convolution_.low_planes;
+        product.groups = groups(lot);
+        product.weights = weights(lot, phase * phase_positions);
+        product.excess = excess(lot, phase * phase_positions);
+        product.vectors = divide_up(low_rows_ * low_across_, kernels_.lanes);
+        product.sums = low_sums(0);
+        product.output_stride = bands_.low_stride;
+        product.sum_stride = plane_outputs * product.output_stride;
+        product.group_stride = phase_positions * product.sum_stride;
+        kernels_.winograd->multiply(product);
+        for (int i = 0; i < product.groups; ++i) {
+            const int group = first_group(lot) + i;
+            const int32_t *constants = convolution_.phase_constants.data() + (group * 4 + phase) * 4 * plane_outputs;
             for (int64_t row = 0; row < low_rows_; ++row)
-                kernels_.winograd->finish_phase({low_sums(i, 0) + 4 * row * low_across_,
-                                                 plane_outputs * bands_.low_stride, bands_.low_stride, low_across_,
-                                                 constants, addends(i, phase, 2 * row), addends(i, phase, 2 * row + 1),
+                kernels_.winograd->finish_phase({low_sums(i) + 4 * row * low_across_, product.sum_stride,
+                                                 product.output_stride, low_across_, constants,
+                                                 addends(group, phase, 2 * row), addends(group, phase, 2 * row + 1),
                                                  bands_.addend_stride});
         }
     }
 
-    void finish(int group, int i, int64_t row) const {
+    // Rows [first, last) of tiles.
+    void compute_strip(int64_t first, int64_t last, int lot) const {
+        TileProduct product = {};
+        product.side = 4;
+        product.plane_stride = bands_.tile_stride;
+        product.position_stride = convolution_.planes * product.plane_stride;
+        product.row_stride = product.side * product.position_stride;
+        product.input = scratch_ + 4 * first * across_;
+        product.planes = convolution_.planes;
+        product.groups = groups(lot);
+        product.weights = weights(lot, first_window());
+        product.excess = excess(lot, first_window());
+        product.vectors = divide_up((last - first) * across_, kernels_.lanes);
+        product.sums = sums(0);
+        product.output_stride = bands_.sum_stride;
+        product.sum_stride = plane_outputs * product.output_stride;
+        product.group_stride = window_positions * product.sum_stride;
+        kernels_.winograd->multiply(product);
+        for (int i = 0; i < product.groups; ++i)
+            for (int64_t row = first; row < last; ++row)
+                finish(first_group(lot) + i, row, sums(i) + 4 * (row - first) * across_);
+    }
+
+    void finish(int group, int64_t row, const char *sums) const {
         const int64_t y = begin_ + 2 * row;
         constexpr int of_row = 2 * plane_outputs;
         int32_t bias[2 * of_row], first[of_row], last[of_row];
@@ -280,11 +319,11 @@ class WinogradBand {
         }
         auto *const upper = reinterpret_cast<char *>(to_.row(image_, group, y));
         TileOutputs outputs = {};
-        outputs.sums = sums(i, 0) + 4 * row * across_;
-        outputs.position_stride = plane_outputs * bands_.tile_stride;
-        outputs.output_stride = bands_.tile_stride;
+        outputs.sums = sums;
+        outputs.position_stride = plane_outputs * bands_.sum_stride;
+        outputs.output_stride = bands_.sum_stride;
         if (convolution_.low_planes > 0) {
-            outputs.addends = addends(i, 0, row);
+            outputs.addends = addends(group, 0, row);
             outputs.pixel_stride = plane_outputs * bands_.addend_stride;
             outputs.addend_output_stride = bands_.addend_stride;
         }
@@ -311,11 +350,9 @@ class WinogradBand {
 } // namespace
 
 void convolve_winograd(const PlaneWinograd &convolution, const Int8Kernels &kernels, const Planes *const *sources,
-                       const Planes &to, const WinogradBands &bands, int64_t image, int64_t band, int first_group,
-                       int last_group, std::byte *scratch) {
-    const WinogradBand work(convolution, kernels, sources, to, bands, image, band, scratch);
-    for (int group = first_group; group < last_group; group += groups_together)
-        work.compute(group, std::min(group + groups_together, last_group));
+                       const Planes &to, const WinogradBands &bands, int64_t image, int64_t band, int first_lot,
+                       int last_lot, std::byte *scratch) {
+    WinogradBand(convolution, kernels, sources, to, bands, image, band, scratch).compute(first_lot, last_lot);
 }
 
 } // namespace uf

@@ -14,14 +14,16 @@ namespace uf {
 
 // A convolution with its weights packed.  A group is the four output channels of one plane.
 struct PlaneWinograd {
+    // Groups whose sums are kept at a time: the positions of all planes are read once for each lot.
+    static constexpr int lot = 4;
     int source = 0;                 // the input with 3x3 weights
     int planes = 0, low_planes = 0; // of it, and of the small tensor that is upsampled; 0 without one
-    int groups = 0;                 // of the output
+    int groups = 0, lots = 0;       // of the output
     int64_t group_bytes = 0;
-    // [groups], of which each holds [4 phases][phase_positions][low_planes] of the small tensor, if there is one, and
-    // [window_positions][planes], of [plane_outputs] words.
+    // [lots], of which each holds [4 phases][phase_positions][groups][low_planes] of the small tensor, if there is one,
+    // and [window_positions][groups][planes], of [plane_outputs] words.
     AlignedMemory weights;
-    ExcessWeights excess; // a list for each position of a group
+    ExcessWeights excess; // a list for each position and group, in the same order
     bool border_bias = false;
     // Bias less what the 128 between numbers and bytes adds: [9 by first, middle, last row and column, or 1][groups]
     // [2 rows][2 columns][plane_outputs].
@@ -37,18 +39,19 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
 // needs for one of them.
 struct WinogradBands {
     int64_t rows = 0, bands = 0; // of pixels in a band; in an image
-    // Bytes from plane to plane of the positions and from output to output of the sums, of the tiles of a band and of
-    // those of the small tensor; bytes of one row of sums that are added, or of pixels.
-    int64_t tile_stride = 0, low_stride = 0, row_stride = 0;
+    int64_t strip_rows = 0;      // of tiles whose sums are kept at a time
+    // Bytes from plane to plane of the positions of a band, and from output to output of the sums of a strip; both of
+    // the small tensor; bytes of one row of sums that are added, or of pixels.
+    int64_t tile_stride = 0, sum_stride = 0, low_stride = 0, row_stride = 0;
     // Where things lie in the scratch memory, and its size.
     int64_t low_positions = 0, sums = 0, low_sums = 0, addends = 0, addend_stride = 0, spare_row = 0, bytes = 0;
 
     WinogradBands(const PlaneWinograd &convolution, int64_t height, int64_t width);
 };
 
-// Rows of band number `band` of groups [first_group, last_group) of `to`.  Whole vectors are written.
+// Rows of band number `band` of lots [first_lot, last_lot) of `to`.  Whole vectors are written.
 void convolve_winograd(const PlaneWinograd &convolution, const Int8Kernels &kernels, const Planes *const *sources,
-                       const Planes &to, const WinogradBands &bands, int64_t image, int64_t band, int first_group,
-                       int last_group, std::byte *scratch);
+                       const Planes &to, const WinogradBands &bands, int64_t image, int64_t band, int first_lot,
+                       int last_lot, std::byte *scratch);
 
 } // namespace uf

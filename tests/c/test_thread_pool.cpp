@@ -72,8 +72,8 @@ template <class Body> void in_child(const Body &body) {
 } // namespace
 
 int main(int count, char **) {
-    const bool forks = count == 1; // any argument: no forks, which ThreadSanitizer does not follow
-    for (const int threads : {1, 2, 3, 8}) {
+    const bool forks = count == 1;               // any argument: no forks, which ThreadSanitizer does not follow
+    for (const int threads : {1, 2, 3, 8, 40}) { // 40: more than a loop has shares
         uf::ThreadPool pool(threads);
         require(pool.threads() == threads, "as many threads as asked for");
         if (forks)
