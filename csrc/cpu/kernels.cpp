@@ -88,7 +88,7 @@ template <class Number, int Q> void conv_row_of(const ConvRow &row) {
 
 template <class Number> void conv_row(const ConvRow &row) { conv_row_of<Number, widest>(row); }
 
-inline Vector larger(Vector a, Vector b) { return ((a > b) | (a != a)) ? a : b; }
+inline Vector larger_or_nan(Vector a, Vector b) { return a != a ? a : larger(a, b); }
 
 template <class Number> void pool_row(const PoolRow &row) {
     for (int64_t pixel = 0; pixel < row.pixels; ++pixel) {
@@ -98,8 +98,9 @@ template <class Number> void pool_row(const PoolRow &row) {
         for (int vector = 0; vector < row.vectors; ++vector) {
             const int64_t left = vector * lane_count * static_cast<int64_t>(sizeof(typename Number::Stored));
             const int64_t right = left + row.pixel_stride;
-            Number::store(output + left, larger(larger(Number::load(upper + left), Number::load(upper + right)),
-                                                larger(Number::load(lower + left), Number::load(lower + right))));
+            Number::store(output + left,
+                          larger_or_nan(larger_or_nan(Number::load(upper + left), Number::load(upper + right)),
+                                        larger_or_nan(Number::load(lower + left), Number::load(lower + right))));
         }
     }
 }

@@ -52,6 +52,17 @@ inline Vector in_register(Vector value) {
     return value;
 }
 
+// a > b ? a : b, in one instruction where there is one that takes b if either is NaN.
+inline Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+    return (Vector)_mm512_maskz_max_ps(0xFFFF, (__m512)a, (__m512)b); // g++ 12 warns about the form without a mask
+#elif defined(__AVX2__)
+    return (Vector)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
 struct Float32 {
     typedef float Stored;
     static constexpr int rows(int vectors) { return block_rows(vectors); }
@@ -126,7 +137,7 @@ template <int P, int Q> inline void activate(Vector (&sum)[P][Q], KernelActivati
         for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
             for (int q = 0; q < Q; ++q)
-                sum[p][q] = sum[p][q] < 0.0F ? Vector{} : sum[p][q];
+                sum[p][q] = larger(Vector{}, sum[p][q]);
         }
         return;
     }
