@@ -33,13 +33,8 @@ template <class Number, int P, int Q> void conv_block(const ConvRow &row, int64_
 
     for (int t = 0; t < row.tap_count; ++t) {
         const Tap &tap = row.taps[t];
-        const int64_t stride = tap.pixel_stride;
         const Vector *weights = static_cast<const Vector *>(tap.weights);
-        // Pixels are addressed from every fourth one: base + {0, 1, 2, 3} * stride fits the addressing modes.
-        const char *base[(P + 3) / 4];
-#pragma GCC unroll 8
-        for (int g = 0; g < (P + 3) / 4; ++g)
-            base[g] = static_cast<const char *>(tap.input) + (first + 4 * g) * stride;
+        const RowAddresses<P> pixel(static_cast<const char *>(tap.input) + first * tap.pixel_stride, tap.pixel_stride);
         for (int64_t unit = 0; unit < tap.units; ++unit, weights += Q) {
             Vector weight[Q];
 #pragma GCC unroll 4
@@ -49,7 +44,7 @@ template <class Number, int P, int Q> void conv_block(const ConvRow &row, int64_
             for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
                 for (int q = 0; q < Q; ++q) {
-                    Number::multiply_add(sum[p][q], weight[q], base[p / 4] + p % 4 * stride + 4 * unit);
+                    Number::multiply_add(sum[p][q], weight[q], pixel[p] + 4 * unit);
                 }
             }
         }

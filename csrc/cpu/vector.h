@@ -15,17 +15,21 @@
 #if defined(__AVX512BF16__) || defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 #define UF_BF16_PRODUCTS 1 // sums of float32
 #endif
+// Processors with AVX-512 but without its bf16 (an Ice Lake) load one vector of 512 bits a cycle, or one unit for all
+// lanes, beside 1.6 multiply-adds.  Those with bf16 (Zen 4) multiply as often as they load.
+#if defined(__AVX512F__) && !defined(__AVX512BF16__)
+#define UF_FEW_LOADS 1
+#endif
 
 namespace uf {
 namespace {
 
-// `widest`: vectors of outputs that a unit, once loaded, is multiplied with.  Processors with AVX-512 but without its
-// bf16 (an Ice Lake) load one vector of 512 bits a cycle, or one unit for all lanes, beside 1.6 multiply-adds: 4
-// instead of 2 take 0.93 of the time of `relunet64`.  Those with bf16 (Zen 4) multiply as often as they load.
-#if defined(__AVX512BF16__)
-constexpr int lane_count = 16, register_count = 32, widest = 2;
-#elif defined(__AVX512F__)
+// `widest`: vectors of outputs that a unit, once loaded, is multiplied with.  Where there are few loads 4 instead of 2
+// take 0.93 of the time of `relunet64`.
+#if defined(UF_FEW_LOADS)
 constexpr int lane_count = 16, register_count = 32, widest = 4;
+#elif defined(__AVX512F__)
+constexpr int lane_count = 16, register_count = 32, widest = 2;
 #elif defined(__AVX2__)
 constexpr int lane_count = 8, register_count = 16, widest = 2;
 #elif defined(__aarch64__)
@@ -43,8 +47,8 @@ constexpr int block_rows(int vectors) {
     return fitting < 24 ? fitting : 24;
 }
 
-// The same value, in a register.  Else g++ loads it again for every use: with one load a cycle (see `widest`)
-// transforms along rows took 1.4 times as long.
+// The same value, in a register.  Else g++ loads it again for every use: with few loads transforms along rows took 1.4
+// times as long.
 inline Vector in_register(Vector value) {
 #if defined(__AVX512F__)
     asm("" : "+v"(value));
@@ -62,6 +66,20 @@ inline Vector larger(Vector a, Vector b) {
     return a > b ? a : b;
 #endif
 }
+
+// Addresses of a block's P rows (pixels or tiles), from every fourth one: base + {0, 1, 2, 3} * stride fits the
+// addressing modes.
+template <int P> struct RowAddresses {
+    const char *base[(P + 3) / 4];
+    const int64_t stride;
+
+    RowAddresses(const void *first, int64_t row_stride) : stride(row_stride) {
+#pragma GCC unroll 8
+        for (int g = 0; g < (P + 3) / 4; ++g)
+            base[g] = static_cast<const char *>(first) + 4 * g * stride;
+    }
+    const char *operator[](int row) const { return base[row / 4] + row % 4 * stride; }
+};
 
 struct Float32 {
     typedef float Stored;

@@ -183,11 +183,7 @@ __attribute__((noinline)) void multiply_blocks(Number, int64_t blocks, PositionP
     const char *input = product.input, *next = product.next;
     char *output = product.output;
     for (int64_t block = 0; block < blocks; ++block, input += P * stride) {
-        // As in conv_block: base + {0, 1, 2, 3} * stride fits the addressing modes.
-        const char *base[(P + 3) / 4];
-#pragma GCC unroll 8
-        for (int g = 0; g < (P + 3) / 4; ++g)
-            base[g] = input + 4 * g * stride;
+        const RowAddresses<P> tile(input, stride);
         // Sums begin with a product instead of zeros or what they are added to: with 6 x 2 sums a block then begins
         // while the one before ends (Zen 3, in the first cache: 0.87 of the time with 16 units, 0.97 with 64).
         const Vector *weights = product.weights;
@@ -196,7 +192,7 @@ __attribute__((noinline)) void multiply_blocks(Number, int64_t blocks, PositionP
         for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
             for (int q = 0; q < Q; ++q)
-                sum[p][q] = Number::multiply(weights[q], base[p / 4] + p % 4 * stride);
+                sum[p][q] = Number::multiply(weights[q], tile[p]);
         }
         weights += Q;
         // By twos: 0.96 to 0.98 of the time of `relunet64`, most where another thread shares the core.
@@ -211,7 +207,7 @@ __attribute__((noinline)) void multiply_blocks(Number, int64_t blocks, PositionP
             for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
                 for (int q = 0; q < Q; ++q)
-                    Number::multiply_add(sum[p][q], weight[q], base[p / 4] + p % 4 * stride + 4 * unit);
+                    Number::multiply_add(sum[p][q], weight[q], tile[p] + 4 * unit);
             }
         }
         if (adds) {
@@ -234,10 +230,9 @@ __attribute__((noinline)) void multiply_blocks(Number, int64_t blocks, PositionP
     product.next = next;
 }
 
-#if defined(__AVX512F__) && !defined(__AVX512BF16__)
+#if defined(UF_FEW_LOADS)
 // One vector of outputs, two units at a time: a lane multiplies one of the two, so that a pair that is loaded once
-// serves two multiply-adds, as a unit does with two vectors of outputs.  With one load of 512 bits a cycle but more
-// than one multiply-add (Ice Lake) 16 units take 0.6 of the time.
+// serves two multiply-adds, as a unit does with two vectors of outputs: on an Ice Lake 16 units take 0.6 of the time.
 struct Float32Pairs {
     typedef double Doubles __attribute__((vector_size(sizeof(Vector))));
     static constexpr int rows(int vectors) { return vectors == 1 ? block_rows(2) : 0; }
@@ -269,17 +264,14 @@ __attribute__((noinline)) void multiply_blocks(Float32Pairs, int64_t blocks, Pos
     const char *input = product.input, *next = product.next;
     char *output = product.output;
     for (int64_t block = 0; block < blocks; ++block, input += P * stride) {
-        const char *base[(P + 3) / 4];
-#pragma GCC unroll 8
-        for (int g = 0; g < (P + 3) / 4; ++g)
-            base[g] = input + 4 * g * stride;
+        const RowAddresses<P> tile(input, stride);
         const Vector *weights = product.weights;
         Vector low[P] = {}, high[P] = {};
         const auto add = [&](Vector first, Vector second, const auto &load, int64_t unit) {
             const Vector low_weights = Number::low(first, second), high_weights = Number::high(first, second);
 #pragma GCC unroll 32
             for (int p = 0; p < P; ++p) {
-                const Vector pair = load(base[p / 4] + p % 4 * stride + 4 * unit);
+                const Vector pair = load(tile[p] + 4 * unit);
                 low[p] += low_weights * pair;
                 high[p] += high_weights * pair;
             }
@@ -331,10 +323,7 @@ template <int P, int Q> __attribute__((noinline)) void multiply_blocks(Fp16, int
     const char *input = product.input, *next = product.next;
     char *output = product.output;
     for (int64_t block = 0; block < blocks; ++block, input += P * stride, output += P * product.output_stride) {
-        const char *base[(P + 3) / 4];
-#pragma GCC unroll 8
-        for (int g = 0; g < (P + 3) / 4; ++g)
-            base[g] = input + 4 * g * stride;
+        const RowAddresses<P> tile(input, stride);
         const auto *weights = reinterpret_cast<const float16_t *>(product.weights);
         for (int64_t begin = 0; begin < product.units; begin += fp16_units) {
             float16x8_t sum[P][H] = {};
@@ -347,7 +336,7 @@ template <int P, int Q> __attribute__((noinline)) void multiply_blocks(Fp16, int
                     weight[h / H][h % H] = vld1q_f16(weights + 8 * h);
 #pragma GCC unroll 32
                 for (int p = 0; p < P; ++p) {
-                    const auto pair = Fp16::load_pair(base[p / 4] + p % 4 * stride + 4 * unit);
+                    const auto pair = Fp16::load_pair(tile[p] + 4 * unit);
 #pragma GCC unroll 2
                     for (int h = 0; h < H; ++h) {
                         sum[p][h] = vfmaq_lane_f16(sum[p][h], weight[0][h], pair, 0);
@@ -415,7 +404,7 @@ template <class Number, int Q> void multiply_of(const WinogradProduct &product) 
 template <class Number> void multiply(const WinogradProduct &product) { multiply_of<Number, widest>(product); }
 
 void multiply_float32(const WinogradProduct &product) {
-#if defined(__AVX512F__) && !defined(__AVX512BF16__)
+#if defined(UF_FEW_LOADS)
     if (product.vectors == 1)
         return multiply<Float32Pairs>(product);
 #endif
