@@ -235,16 +235,18 @@ void multiply_tiles(const TileProduct &given) {
     const MultiplyBlock two = of_two ? block_function<2, most_of_two>(vectors) : nullptr,
                         one = block_function<1, most_vectors>(size),
                         one_larger = block_function<1, most_vectors>(size + 1);
+    const int positions = product.side * product.side;
+    const int64_t position_stride = product.planes * product.plane_stride,
+                  sum_stride = plane_outputs * product.output_stride, group_stride = positions * sum_stride;
     const auto *weights = reinterpret_cast<const int32_t *>(product.weights);
     const int64_t *excess = product.excess.begin;
-    for (int position = 0; position < product.side * product.side; ++position) {
-        const char *const input = product.input + position / product.side * product.row_stride +
-                                  position % product.side * product.position_stride;
-        char *const of_position = product.sums + position * product.sum_stride;
+    for (int position = 0; position < positions; ++position) {
+        const int row = position / product.side, column = position % product.side;
+        const char *const input = product.input + (row * product.row_positions + column) * position_stride;
         for (int group = 0; group < product.groups;) {
-            char *const sums = of_position + group * product.group_stride;
+            char *const sums = product.sums + position * sum_stride + group * group_stride;
             TileBlock block = {input, product.plane_stride, product.planes,       weights,
-                               sums,  product.group_stride, product.output_stride};
+                               sums,  group_stride,         product.output_stride};
             const int together = of_two && group + 1 < product.groups ? 2 : 1;
             if (together == 2) {
                 two(block);
@@ -259,7 +261,7 @@ void multiply_tiles(const TileProduct &given) {
             for (int g = 0; g < together; ++g, ++excess)
                 if constexpr (TileProducts::largest_pair < any_pair)
                     add_excess(product, product.excess.all + excess[0], product.excess.all + excess[1], input,
-                               sums + g * product.group_stride);
+                               sums + g * group_stride);
             weights += together * of_group;
             group += together;
         }

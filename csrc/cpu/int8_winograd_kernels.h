@@ -31,17 +31,19 @@ struct TileWindows {
     int64_t position_stride, output_plane_stride;
 };
 
-// Sums at some positions, for groups of plane_outputs outputs: over all planes, tiles times weights.
+// Sums at [side][side] positions, for groups of plane_outputs outputs: over all planes, tiles times weights.
 struct TileProduct {
-    const char *input; // plane 0 of the first position
-    int side;          // positions are [side][side]
-    int64_t row_stride, position_stride, plane_stride;
-    int planes, groups;
+    // Plane 0 of the first position.  Planes are `plane_stride` bytes apart, positions `planes` of them, and rows of
+    // positions `row_positions` positions.
+    const char *input;
+    int side, row_positions, planes;
+    int64_t plane_stride;
+    int groups;
     const char *weights; // [side][side][groups][planes][plane_outputs] words of int8
     ExcessLists excess;  // [side][side][groups]
     int64_t vectors;
-    char *sums; // int32
-    int64_t group_stride, sum_stride, output_stride;
+    char *sums; // int32: [groups][side][side][plane_outputs], `output_stride` bytes apart
+    int64_t output_stride;
 };
 
 // Sums of one row of tiles at all positions become two rows of pixels of one plane.

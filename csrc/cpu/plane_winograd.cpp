@@ -251,53 +251,28 @@ class WinogradBand {
     }
 
     void compute_phase(int phase, int lot) const {
-        TileProduct product = {};
-        product.side = 3;
-        product.plane_stride = bands_.low_stride;
-        product.position_stride = convolution_.low_planes * product.plane_stride;
-        product.row_stride = low_side * product.position_stride;
-        product.input = scratch_ + bands_.low_positions + phase / 2 * 2 * product.row_stride +
-                        phase % 2 * 2 * product.position_stride;
-        product.planes = convolution_.low_planes;
-        product.groups = groups(lot);
-        product.weights = weights(lot, phase * phase_positions);
-        product.excess = excess(lot, phase * phase_positions);
-        product.vectors = divide_up(low_rows_ * low_across_, kernels_.lanes);
-        product.sums = low_sums(0);
-        product.output_stride = bands_.low_stride;
-        product.sum_stride = plane_outputs * product.output_stride;
-        product.group_stride = phase_positions * product.sum_stride;
-        kernels_.winograd->multiply(product);
-        for (int i = 0; i < product.groups; ++i) {
+        const int planes = convolution_.low_planes, corner = phase / 2 * 2 * low_side + phase % 2 * 2;
+        const int64_t stride = bands_.low_stride;
+        kernels_.winograd->multiply({scratch_ + bands_.low_positions + corner * planes * stride, 3, low_side, planes,
+                                     stride, groups(lot), weights(lot, phase * phase_positions),
+                                     excess(lot, phase * phase_positions),
+                                     divide_up(low_rows_ * low_across_, kernels_.lanes), low_sums(0), stride});
+        for (int i = 0; i < groups(lot); ++i) {
             const int group = first_group(lot) + i;
             const int32_t *constants = convolution_.phase_constants.data() + (group * 4 + phase) * 4 * plane_outputs;
             for (int64_t row = 0; row < low_rows_; ++row)
-                kernels_.winograd->finish_phase({low_sums(i) + 4 * row * low_across_, product.sum_stride,
-                                                 product.output_stride, low_across_, constants,
-                                                 addends(group, phase, 2 * row), addends(group, phase, 2 * row + 1),
-                                                 bands_.addend_stride});
+                kernels_.winograd->finish_phase({low_sums(i) + 4 * row * low_across_, plane_outputs * stride, stride,
+                                                 low_across_, constants, addends(group, phase, 2 * row),
+                                                 addends(group, phase, 2 * row + 1), bands_.addend_stride});
         }
     }
 
     // Rows [first, last) of tiles.
     void compute_strip(int64_t first, int64_t last, int lot) const {
-        TileProduct product = {};
-        product.side = 4;
-        product.plane_stride = bands_.tile_stride;
-        product.position_stride = convolution_.planes * product.plane_stride;
-        product.row_stride = product.side * product.position_stride;
-        product.input = scratch_ + 4 * first * across_;
-        product.planes = convolution_.planes;
-        product.groups = groups(lot);
-        product.weights = weights(lot, first_window());
-        product.excess = excess(lot, first_window());
-        product.vectors = divide_up((last - first) * across_, kernels_.lanes);
-        product.sums = sums(0);
-        product.output_stride = bands_.sum_stride;
-        product.sum_stride = plane_outputs * product.output_stride;
-        product.group_stride = window_positions * product.sum_stride;
-        kernels_.winograd->multiply(product);
-        for (int i = 0; i < product.groups; ++i)
+        kernels_.winograd->multiply({scratch_ + 4 * first * across_, 4, 4, convolution_.planes, bands_.tile_stride,
+                                     groups(lot), weights(lot, first_window()), excess(lot, first_window()),
+                                     divide_up((last - first) * across_, kernels_.lanes), sums(0), bands_.sum_stride});
+        for (int i = 0; i < groups(lot); ++i)
             for (int64_t row = first; row < last; ++row)
                 finish(first_group(lot) + i, row, sums(i) + 4 * (row - first) * across_);
     }
