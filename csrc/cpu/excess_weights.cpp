@@ -5,7 +5,7 @@
 
 namespace uf {
 
-void ExcessWeights::pack(int8_t (&values)[4], ExcessWeight place, std::byte *to) {
+void ExcessWeights::take_excess(int8_t (&values)[4], ExcessWeight place) {
     int8_t excess[4] = {};
     for (int pair = 0; pair < 4; pair += 2) {
         const int sum = values[pair] + values[pair + 1];
@@ -15,7 +15,6 @@ void ExcessWeights::pack(int8_t (&values)[4], ExcessWeight place, std::byte *to)
         excess[pair] = static_cast<int8_t>(sum < 0 ? sum + largest_pair_ : sum - largest_pair_);
         values[pair] = static_cast<int8_t>(values[pair] - excess[pair]);
     }
-    std::memcpy(to, values, 4);
     std::memcpy(&place.weights, excess, 4);
     if (place.weights != 0)
         weights_.push_back(place);

@@ -79,11 +79,11 @@ template <class Element> class PlaneBuilder {
     }
 
     void pack_word(const PartWeights<Element> &part, int output, size_t tap, int channel, std::byte *to) {
-        Element values[4] = {};
+        Element values[plane_channels] = {};
         if (output < result_.channels) {
             const Element *from =
                 part.first + output * part.output_stride + static_cast<int64_t>(tap) * part.channels + channel;
-            std::copy_n(from, std::min(plane_channels, part.channels - channel), values);
+            copy_word(from, part.channels - channel, values);
         }
         if constexpr (plane_channels == 4)
             result_.excess.pack(values, {channel / plane_channels, static_cast<int>(tap), output % plane_outputs, 0},

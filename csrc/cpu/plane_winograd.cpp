@@ -54,7 +54,7 @@ std::byte *pack(const Weights &weights, int group, int position, ExcessWeights &
         for (int o = 0; o < plane_outputs; ++o, to += 4) {
             int8_t values[4] = {};
             if (const int output = group * plane_outputs + o; output < weights.outputs)
-                std::copy_n(weights.at(output, position) + channel, std::min(4, weights.channels - channel), values);
+                copy_word(weights.at(output, position) + channel, weights.channels - channel, values);
             excess.pack(values, {channel / 4, 0, o, 0}, to);
         }
     }
