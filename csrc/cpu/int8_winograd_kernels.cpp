@@ -147,7 +147,6 @@ template <class Transform> void transform_windows(const TileWindows &given) {
 
 // Tiles at their positions are as the instructions take them.
 struct TileProducts : ByteProducts {
-    static constexpr bool centred = false;
     static Pixels load(const char *from) {
         const auto pixels = (Ints)ByteProducts::load(from);
         return (Pixels)(ByteProducts::centred ? flip(pixels) : pixels); // flips twice, or not at all
@@ -211,15 +210,17 @@ template <int G, int most> inline MultiplyBlock block_function(int64_t vectors) 
 // of weights, and enough of them are under way.
 constexpr int most_of_two = most_vectors / 2;
 
-inline void add_excess(const TileProduct &product, const ExcessWeight *first, const ExcessWeight *end,
-                       const char *input, char *sums) {
+// A template, as most instruction sets do not need it.
+template <class Products>
+void add_excess(const TileProduct &product, const ExcessWeight *first, const ExcessWeight *end, const char *input,
+                char *sums) {
     for (; first != end; ++first) {
         const char *from = input + first->plane * product.plane_stride;
         char *to = sums + first->output * product.output_stride;
-        const auto weight = TileProducts::broadcast(&first->weights);
+        const auto weight = Products::broadcast(&first->weights);
         for (int64_t v = 0; v < product.vectors; ++v, from += vector_bytes, to += vector_bytes) {
             Ints sum = load(to);
-            TileProducts::multiply_add(sum, TileProducts::load(from), weight);
+            Products::multiply_add(sum, Products::load(from), weight);
             store(to, sum);
         }
     }
@@ -260,8 +261,8 @@ void multiply_tiles(const TileProduct &given) {
             }
             for (int g = 0; g < together; ++g, ++excess)
                 if constexpr (TileProducts::largest_pair < any_pair)
-                    add_excess(product, product.excess.all + excess[0], product.excess.all + excess[1], input,
-                               sums + g * group_stride);
+                    add_excess<TileProducts>(product, product.excess.all + excess[0], product.excess.all + excess[1],
+                                             input, sums + g * group_stride);
             weights += together * of_group;
             group += together;
         }
