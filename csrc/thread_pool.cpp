@@ -46,13 +46,14 @@ template <class Ready> bool spin_until(const Ready &ready) {
 // Each worker begins with a share of its own, which is the same part of the range in every loop, so that it mostly
 // finds in its cache what it wrote in the loop before; then it takes over what is left of the other shares.
 struct Loop {
+    using Invoke = void (*)(const void *context, int64_t task, int worker);
+
     struct alignas(64) Share { // one cache line, as the workers count at the same time
         std::atomic<int64_t> next{0};
         int64_t end = 0;
     };
 
-    Loop(void (*body)(const void *context, int64_t task, int worker), const void *body_context, int64_t task_count,
-         int threads)
+    Loop(Invoke body, const void *body_context, int64_t task_count, int threads)
         : invoke(body), context(body_context), tasks(task_count), share_count(std::min(threads, most_shares)) {
         for (int i = 0; i < share_count; ++i) {
             shares[i].next.store(tasks * i / share_count, std::memory_order_relaxed);
@@ -75,7 +76,7 @@ struct Loop {
 
     static constexpr int most_shares = 32;
 
-    void (*const invoke)(const void *context, int64_t task, int worker);
+    const Invoke invoke;
     const void *const context;
     const int64_t tasks;
     const int share_count;

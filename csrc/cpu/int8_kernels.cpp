@@ -28,6 +28,43 @@ struct FloatProducts {
 inline Floats to_floats(Ints sum) { return __builtin_convertvector(sum, Floats); }
 inline Floats to_floats(Floats sum) { return sum; }
 
+// Adds the products of one part, but for its excess, to every `step`-th vector of sums from `first` on.
+template <class Products, int first, int step, int P>
+__attribute__((always_inline)) inline void accumulate(typename Products::Sum (&sum)[plane_outputs][P],
+                                                      const PlaneTaps &part) {
+    constexpr int count = P / step;
+    if constexpr (Products::centred) {
+#pragma GCC unroll 4
+        for (int o = 0; o < plane_outputs; ++o) {
+#pragma GCC unroll 8
+            for (int v = 0; v < count; ++v)
+                sum[o][first + step * v] += part.zeros[o];
+        }
+    }
+    int64_t pixels[count];
+#pragma GCC unroll 8
+    for (int v = 0; v < count; ++v)
+        pixels[v] = part.pixels[v];
+    const char *plane = part.input;
+    const int32_t *weights = reinterpret_cast<const int32_t *>(part.weights);
+    for (int i = 0; i < part.planes; ++i, plane += part.plane_stride) {
+        for (int t = 0; t < part.tap_count; ++t, weights += plane_outputs) {
+            const char *from = plane + part.taps[t];
+            typename Products::Pixels loaded[count];
+#pragma GCC unroll 8
+            for (int v = 0; v < count; ++v)
+                loaded[v] = Products::load(from + pixels[v]);
+#pragma GCC unroll 4
+            for (int o = 0; o < plane_outputs; ++o) {
+                const typename Products::Weights weight = Products::of_output(weights, o);
+#pragma GCC unroll 8
+                for (int v = 0; v < count; ++v)
+                    Products::multiply_add(sum[o][first + step * v], loaded[v], weight);
+            }
+        }
+    }
+}
+
 // What `accumulate` leaves out of a part: the products with its excess, which lies in the order of outputs.
 template <class Products, int first, int step, int P>
 __attribute__((always_inline)) inline void accumulate_excess(typename Products::Sum (&sum)[plane_outputs][P],

@@ -209,8 +209,7 @@ void Int8Buffers::convolve(const Op &op, const PlaneWinograd &convolution, int c
         convolve_winograd(convolution, program_.kernels, sources, to, bands, image, band, first, last,
                           scratch + static_cast<size_t>(worker) * scratch_size);
         const int64_t begin = band * bands.rows, end = std::min<int64_t>(begin + bands.rows, to.height);
-        for (int plane = first * PlaneWinograd::lot; plane < std::min(last * PlaneWinograd::lot, convolution.groups);
-             ++plane)
+        for (int plane = convolution.first_group(first); plane < convolution.first_group(last); ++plane)
             finish_plane(to, pooled, image, plane, begin, end);
     });
 }

@@ -104,10 +104,10 @@ PlaneWinograd prepare_plane_winograd(const Op &op, const Plan &plan, const Int8K
     result.weights = AlignedMemory(static_cast<size_t>(result.group_bytes * result.groups));
     result.excess = ExcessWeights(kernels);
     std::byte *to = result.weights.data();
-    for (int first = 0; first < result.groups; first += PlaneWinograd::lot) {
+    for (int lot = 0; lot < result.lots; ++lot) {
         const auto pack_lot = [&](const Weights &weights) {
             for (int position = 0; position < weights.positions; ++position)
-                for (int group = first; group < std::min(first + PlaneWinograd::lot, result.groups); ++group)
+                for (int group = result.first_group(lot); group < result.first_group(lot + 1); ++group)
                     to = pack(weights, group, position, result.excess, to);
         };
         for (const Weights &phase : phases)
@@ -223,8 +223,8 @@ class WinogradBand {
     int phases() const { return convolution_.low_planes > 0 ? 4 : 0; }
     // Positions are numbered as their weights lie: those of the phases, then those of the windows.
     int first_window() const { return phases() * phase_positions; }
-    int first_group(int lot) const { return lot * PlaneWinograd::lot; }
-    int groups(int lot) const { return std::min(PlaneWinograd::lot, convolution_.groups - first_group(lot)); }
+    int first_group(int lot) const { return convolution_.first_group(lot); }
+    int groups(int lot) const { return first_group(lot + 1) - first_group(lot); }
     // Of a lot, from position `number` on.
     const char *weights(int lot, int number) const {
         const int64_t bytes_of_plane = int64_t{groups(lot)} * plane_outputs * 4;

@@ -1,6 +1,7 @@
 // Int8 convolutions in Winograd's form: F(2x2, 3x3) on bytes, as docs/design.md defines it.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "aligned_memory.h"
@@ -30,6 +31,9 @@ struct PlaneWinograd {
     std::vector<int32_t> bias;
     std::vector<int32_t> phase_constants; // likewise of the small tensor: [groups][4 phases][2][2][plane_outputs]
     std::vector<float> multiplier;        // [groups * plane_outputs]
+
+    // Of lot `number`; of the one behind the last lot, the number of groups.
+    int first_group(int number) const { return std::min(number * lot, groups); }
 };
 
 // `op` is an int8 op of the plan in Winograd's form, checked by check_plan.
