@@ -82,10 +82,12 @@ size_t first_not_finite(const float *values, size_t size) {
     constexpr size_t block = 256;
     size_t begin = 0;
     for (; begin + block <= size; begin += block) {
-        uint32_t bits[block], found = 0;
-        std::memcpy(bits, values + begin, sizeof bits);
-        for (const uint32_t each : bits)
-            found |= static_cast<uint32_t>((each & 0x7f800000U) == 0x7f800000U);
+        uint32_t found = 0;
+        for (size_t i = 0; i < block; ++i) {
+            uint32_t bits = 0;
+            std::memcpy(&bits, values + begin + i, sizeof bits);
+            found |= static_cast<uint32_t>((bits & 0x7f800000U) == 0x7f800000U);
+        }
         if (found != 0)
             break;
     }

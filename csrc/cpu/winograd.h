@@ -34,6 +34,7 @@ struct WinogradPhase {
     std::vector<unsigned char> columns;        // the others
     int64_t first_weight = 0;                  // of a channel block, in units of 32 bits of one output channel
 
+    int64_t taps() const { return skipped_row < 0 ? 9 : 4; }
     bool skips(int position_row) const { return position_row == skipped_row; }
     // How many rows are not skipped, of those before `row`.
     int rows_before(int row) const { return row - (skipped_row >= 0 && skipped_row < row); }
