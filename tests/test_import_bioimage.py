@@ -217,6 +217,8 @@ def _set(*keys: Any, value: Any) -> Any:
         (_set("weights", "pytorch_state_dict", "source", value="../weights.pt"), r"'\.\./weights\.pt' lies outside"),
         (_set("weights", "pytorch_state_dict", "source", value="https://a.b/w.pt"), "nothing is downloaded"),
         (_set("weights", "pytorch_state_dict", "source", value="no.pt"), r"'no\.pt' is missing from the package"),
+        (_set("weights", "pytorch_state_dict", "source", value="é" * 300), "names no file: File name too long"),
+        (_set("weights", "pytorch_state_dict", "source", value="a\0b"), "names no file: embedded null byte"),
         (_set("weights", "pytorch_state_dict", "sha256", value="0" * 64), r"'weights\.pt' is damaged"),
         (_set("weights", value={"torchscript": {"source": "a.pt"}}), "torchscript: cannot be read without running it"),
         (_set("inputs", 0, "preprocessing", value=[{"id": "scale_range"}]), "preprocessing 'scale_range'"),

@@ -76,10 +76,14 @@ class _Files:
             raise ModelFileError(
                 f"{text} is not in the package and nothing is downloaded; put the file beside rdf.yaml"
             )
-        path = (self._folder / PurePosixPath(text)).resolve()
+        try:
+            path = (self._folder / PurePosixPath(text)).resolve()
+            is_file = path.is_file()
+        except (OSError, ValueError) as error:  # too long for a name, or with a zero in it
+            raise ModelFileError(f"{text[:40]!r} names no file: {getattr(error, 'strerror', None) or error}") from None
         if not path.is_relative_to(self._folder):
             raise ModelFileError(f"{text!r} lies outside the package")
-        if not path.is_file():
+        if not is_file:
             raise ModelFileError(f"{text!r} is missing from the package")
         if checksum and hashlib.sha256(path.read_bytes()).hexdigest() != str(checksum).lower():
             raise ModelFileError(f"{text!r} is damaged: its SHA-256 is not the one in the description")
