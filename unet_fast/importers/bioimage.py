@@ -78,10 +78,11 @@ class _Files:
             )
         try:
             path = (self._folder / PurePosixPath(text)).resolve()
-            is_file = path.is_file()
+            is_inside = path.is_relative_to(self._folder)
+            is_file = is_inside and path.is_file()
         except (OSError, ValueError) as error:  # too long for a name, or with a zero in it
             raise ModelFileError(f"{text[:40]!r} names no file: {getattr(error, 'strerror', None) or error}") from None
-        if not path.is_relative_to(self._folder):
+        if not is_inside:
             raise ModelFileError(f"{text!r} lies outside the package")
         if not is_file:
             raise ModelFileError(f"{text!r} is missing from the package")
