@@ -83,8 +83,8 @@ static volatile float sink; /* keeps results, and with them the work, alive */
 
 static void multiply_add_float32(const share *job) {
     vector sums[SUMS], factor = {0}, term = {0};
-    for (int i = 0; i < SUMS; ++i) {
-        sums[i] = (vector){0} + (float)i;
+    for (int i = 0; i < SUMS; ++i) { /* unknown to the compiler, or it would leave out a chain whose sum stays */
+        sums[i] = (vector){0} + (sink + (float)i);
     }
     factor += 0.999f; /* the sums stay finite and normal */
     term += 0.001f;

@@ -30,8 +30,8 @@ std::atomic<float> sink; // keeps results, and with them the work, alive
     void name() {                                                                                                      \
         typedef float Vector __attribute__((vector_size(bytes)));                                                      \
         Vector sum[sums], factor = {}, term = {};                                                                      \
-        for (int i = 0; i < sums; ++i) /* no two alike, or the compiler would keep one of them */                      \
-            sum[i] = Vector{} + static_cast<float>(i);                                                                 \
+        for (int i = 0; i < sums; ++i) /* unknown to the compiler, or it would leave out a chain whose sum stays */    \
+            sum[i] = Vector{} + (sink + static_cast<float>(i));                                                        \
         factor += 0.999F; /* the sums stay finite and normal */                                                        \
         term += 0.001F;                                                                                                \
         for (int64_t repeat = 0; repeat < repeats; ++repeat)                                                           \

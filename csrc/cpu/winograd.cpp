@@ -165,7 +165,7 @@ WinogradSchedule schedule(const WinogradConvolution &convolution, int64_t images
     // Windows and products of a row of positions that the first cache holds, beside weights of few units: with 16 units
     // transforms along rows and their way back take 0.65 of the time of a range's that does not fit (Ice Lake).  Where
     // weights fill the first cache there is nothing to keep in it.
-    constexpr int64_t first_bytes = 18 << 10;
+    constexpr int64_t first_bytes = 26 << 10;
     const int64_t at_row = side * (input_channels(convolution) * window_element(convolution) + block);
     const int64_t most_portion = first_bytes / at_row, portions = (result.range + most_portion - 1) / most_portion;
     result.portion = result.whole || most_portion < 12 ? result.range : (result.range + portions - 1) / portions;
