@@ -16,8 +16,11 @@
 #define UF_BF16_PRODUCTS 1 // sums of float32
 #endif
 // With AVX-512 an Ice Lake loads one vector of 512 bits a cycle, or one unit for all lanes, beside 1.6 multiply-adds. A
-// Zen 4 multiplies as often as it loads: it takes 1.014 of the time so (`relunet16`), but rounds less.
-#if defined(__AVX512F__)
+// Zen 4 (with BF16) loads as often as it multiplies, but an instruction that loads a unit for all lanes takes half a
+// multiply-add's place; one that multiplies by a unit in memory takes none.
+#if defined(__AVX512BF16__)
+#define UF_UNITS_IN_MEMORY 1
+#elif defined(__AVX512F__)
 #define UF_FEW_LOADS 1
 #endif
 

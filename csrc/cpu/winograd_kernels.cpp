@@ -173,6 +173,23 @@ struct PositionProduct {
     int64_t step;     // bytes of it per unit of a block: fetching a line again costs nothing that can be measured
 };
 
+// In row p of a block of Q vectors.
+template <int Q, class Number> inline void multiply_add(Number, int, Vector &sum, Vector weights, const char *unit) {
+    Number::multiply_add(sum, weights, unit);
+}
+
+#if defined(UF_UNITS_IN_MEMORY)
+// One load for two multiply-adds leaves no place free, so every other row does without (`relunet16` takes 0.99).
+template <int Q> inline void multiply_add(Float32, int p, Vector &sum, Vector weights, const char *unit) {
+    if (Q == 2 && p % 2 == 1) {
+        const auto &value = *reinterpret_cast<const float *>(unit);
+        asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(value));
+    } else {
+        Float32::multiply_add(sum, weights, unit);
+    }
+}
+#endif
+
 // Blocks of P tiles x Q vectors, one after the other, each in registers.  Inlined twice, as P and as P - 1, they would
 // make the library larger than 2 MB.
 template <int P, int Q, class Number>
@@ -207,7 +224,7 @@ __attribute__((noinline)) void multiply_blocks(Number, int64_t blocks, PositionP
             for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
                 for (int q = 0; q < Q; ++q)
-                    Number::multiply_add(sum[p][q], weight[q], tile[p] + 4 * unit);
+                    multiply_add<Q>(Number{}, p, sum[p][q], weight[q], tile[p] + 4 * unit);
             }
         }
         if (adds) {
@@ -230,17 +247,27 @@ __attribute__((noinline)) void multiply_blocks(Number, int64_t blocks, PositionP
     product.next = next;
 }
 
-#if defined(UF_FEW_LOADS)
+#if defined(UF_UNITS_IN_MEMORY)
+// One vector of outputs, two units at a time, whose sums stay apart until the end: sums of half as many terms round
+// less.
+struct Float32Pairs {
+    // More rows need more addresses than there are registers: 14 take 1.01 of the time of `relunet16`.
+    static constexpr int rows(int vectors) { return vectors == 1 ? 8 : 0; }
+    static void multiply_add(Vector &even, Vector &odd, Vector first, Vector second, const char *pair) {
+        Float32::multiply_add(even, first, pair);
+        Float32::multiply_add(odd, second, pair + 4);
+    }
+    static void multiply_add_last(Vector &even, Vector &, Vector weights, const char *unit) {
+        Float32::multiply_add(even, weights, unit);
+    }
+    static Vector sum(Vector even, Vector odd) { return even + odd; }
+};
+#elif defined(UF_FEW_LOADS)
 // One vector of outputs, two units at a time: a lane multiplies one of the two, so that a pair that is loaded once
 // serves two multiply-adds, as a unit does with two vectors of outputs: on an Ice Lake 16 units take 0.6 of the time.
 struct Float32Pairs {
     typedef double Doubles __attribute__((vector_size(sizeof(Vector))));
     static constexpr int rows(int vectors) { return vectors == 1 ? block_rows(2) : 0; }
-    static Vector load(const char *pair) {
-        double bits;
-        __builtin_memcpy(&bits, pair, sizeof bits);
-        return (Vector)(Doubles{bits, bits, bits, bits, bits, bits, bits, bits});
-    }
     // Lanes 0, 1, 4, 5, .. of both, and lanes 2, 3, 6, 7, ..: those of a in even lanes.
     static Vector low(Vector a, Vector b) {
         return __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
@@ -255,8 +282,23 @@ struct Float32Pairs {
     static Vector odd(Vector low, Vector high) {
         return __builtin_shufflevector(low, high, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
     }
+    static void multiply_add(Vector &low_sum, Vector &high_sum, Vector first, Vector second, const char *pair) {
+        double bits;
+        __builtin_memcpy(&bits, pair, sizeof bits);
+        const auto units = (Vector)(Doubles{bits, bits, bits, bits, bits, bits, bits, bits});
+        low_sum += low(first, second) * units;
+        high_sum += high(first, second) * units;
+    }
+    static void multiply_add_last(Vector &low_sum, Vector &high_sum, Vector weights, const char *unit) {
+        const Vector units = Vector{} + *reinterpret_cast<const float *>(unit);
+        low_sum += low(weights, Vector{}) * units;
+        high_sum += high(weights, Vector{}) * units;
+    }
+    static Vector sum(Vector low_sum, Vector high_sum) { return even(low_sum, high_sum) + odd(low_sum, high_sum); }
 };
+#endif
 
+#if defined(__AVX512F__)
 template <int P, int Q>
 __attribute__((noinline)) void multiply_blocks(Float32Pairs, int64_t blocks, PositionProduct &product) {
     typedef Float32Pairs Number;
@@ -266,29 +308,25 @@ __attribute__((noinline)) void multiply_blocks(Float32Pairs, int64_t blocks, Pos
     for (int64_t block = 0; block < blocks; ++block, input += P * stride) {
         const RowAddresses<P> tile(input, stride);
         const Vector *weights = product.weights;
-        Vector low[P] = {}, high[P] = {};
-        const auto add = [&](Vector first, Vector second, const auto &load, int64_t unit) {
-            const Vector low_weights = Number::low(first, second), high_weights = Number::high(first, second);
-#pragma GCC unroll 32
-            for (int p = 0; p < P; ++p) {
-                const Vector pair = load(tile[p] + 4 * unit);
-                low[p] += low_weights * pair;
-                high[p] += high_weights * pair;
-            }
-        };
+        Vector sum[P][2] = {};
         int64_t unit = 0;
         for (; unit + 1 < units; unit += 2, weights += 2, next += step) {
             __builtin_prefetch(next, 0, 2);
-            add(weights[0], weights[1], Number::load, unit);
+            const Vector first = weights[0], second = weights[1];
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p)
+                Number::multiply_add(sum[p][0], sum[p][1], first, second, tile[p] + 4 * unit);
         }
         if (unit < units) {
-            const auto load = [](const char *last) { return Vector{} + *reinterpret_cast<const float *>(last); };
-            add(weights[0], Vector{}, load, unit);
+            const Vector last = weights[0];
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p)
+                Number::multiply_add_last(sum[p][0], sum[p][1], last, tile[p] + 4 * unit);
         }
 #pragma GCC unroll 32
         for (int p = 0; p < P; ++p, output += product.output_stride) {
-            const Vector sum = Number::even(low[p], high[p]) + Number::odd(low[p], high[p]);
-            Float32::store(output, product.adds ? sum + Float32::load(output) : sum);
+            const Vector result = Number::sum(sum[p][0], sum[p][1]);
+            Float32::store(output, product.adds ? result + Float32::load(output) : result);
         }
     }
     product.input = input;
@@ -404,7 +442,7 @@ template <class Number, int Q> void multiply_of(const WinogradProduct &product) 
 template <class Number> void multiply(const WinogradProduct &product) { multiply_of<Number, widest>(product); }
 
 void multiply_float32(const WinogradProduct &product) {
-#if defined(UF_FEW_LOADS)
+#if defined(__AVX512F__)
     if (product.vectors == 1)
         return multiply<Float32Pairs>(product);
 #endif
