@@ -151,16 +151,18 @@ struct WinogradOutputColumns {
     int64_t rows, columns;            // of pixels: at most m rows
 };
 
-// Weights as they are in the convolution -> a row of positions.  Where a row and a column of positions are skipped, the
-// kernel is 2 x 2 and stands in that corner of one of 3 x 3 which makes them zero.
+// Weights as they are in the convolution -> two rows of positions that are made of the same sums.  Where a row and a
+// column of positions are skipped, the kernel is 2 x 2 and stands in that corner of one of 3 x 3 which makes them zero.
 struct WinogradWeights {
     int tile;
-    int row;                         // of positions, not the skipped one
+    int row;                         // 0: the first and the last row; 1 (and 3): this one and the next
     int skipped_row, skipped_column; // 0, m + 1 or both -1 for none
     const float *weights;            // [unit][3 x 3 or 2 x 2][vectors][lanes]
     int64_t units;
     int vectors;
-    float *output;           // [number of the position among those that are not skipped][unit][vectors][lanes]
+    // Of both rows: [number of the position among those that are not skipped][unit][vectors][lanes]; that of the
+    // skipped row is null.
+    float *outputs[2];
     int64_t position_stride; // bytes
 };
 

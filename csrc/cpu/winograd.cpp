@@ -55,7 +55,9 @@ int64_t units_together(const WinogradConvolution &convolution) {
 // Positions at which a task has products at a time.
 int64_t product_positions(const WinogradConvolution &convolution) {
     const int64_t side = convolution.window();
-    return units_together(convolution) < convolution.units ? side * side : side;
+    if (units_together(convolution) < convolution.units)
+        return side * side;
+    return convolution.transforms_late ? 2 * side : side;
 }
 
 // Bytes of late weights from position to position.
@@ -100,7 +102,7 @@ WinogradMemory::WinogradMemory(const WinogradConvolution &convolution, const Win
         windows.data = take(side * windows.position_stride);
     }
     if (convolution.transforms_late)
-        late_weights = take(side * late_position_stride(convolution));
+        late_weights = take(2 * side * late_position_stride(convolution));
     const int64_t position_stride = odd_lines(schedule.portion * block);
     products = {take(product_positions(convolution) * position_stride), position_stride, position_stride, block};
     output = take_lines(tile * tiles, block);
@@ -275,29 +277,46 @@ void multiply_row(const WinogradConvolution &convolution, const KernelTable &ker
     product_function(convolution.products, kernels)(product);
 }
 
-// The same for units [begin, end), whose weights are transformed for the purpose; what others gave is added to.
-void multiply_row_late(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
-                       const WinogradPhase &phase, int row, int64_t begin, int64_t end, int64_t tiles,
-                       const Positions &windows, std::byte *row_weights, const Positions &products) {
+// The same for a pair of rows and units [begin, end), whose weights are transformed for the purpose; what others gave
+// is added to.
+void multiply_rows_late(const WinogradConvolution &convolution, const KernelTable &kernels, const ChannelBlock &block,
+                        const WinogradPhase &phase, const std::array<int, 2> &rows, int64_t begin, int64_t end,
+                        int64_t tiles, const Positions &windows, std::byte *late_weights,
+                        const std::array<Positions, 2> &products) {
     const int64_t unit_bytes = phase.taps() * block.vectors * convolution.lanes * int64_t{4};
-    const int64_t rows = phase.rows_before(convolution.window());
+    const int64_t all_rows = phase.rows_before(convolution.window()), stride = late_position_stride(convolution);
+    const int side = convolution.window();
     const std::byte *taps = weights_of(convolution, block, phase);
-    WinogradProduct product = product_of(convolution, block, phase, tiles, windows, products);
-    product.weights = row_weights;
-    product.weight_position_stride = late_position_stride(convolution);
+    const auto weights_at = [&](int i) {
+        return phase.skips(rows[i]) ? nullptr : reinterpret_cast<float *>(late_weights + i * side * stride);
+    };
     for (int64_t unit = begin; unit < end; unit += late_units) {
-        product.input = windows.data + unit / late_units * windows.part_stride;
-        product.units = std::min(late_units, end - unit);
-        product.adds = unit > 0;
-        kernels.winograd->weights({convolution.tile, row, phase.skipped_row, phase.skipped_column,
-                                   reinterpret_cast<const float *>(taps + unit * unit_bytes), product.units,
-                                   block.vectors, reinterpret_cast<float *>(row_weights),
-                                   product.weight_position_stride});
-        // The taps of the next units, phase or block follow: a part of them with each product.
-        const int64_t done = phase.rows_before(row) * (end - begin) + unit - begin;
-        product.next = reinterpret_cast<const char *>(taps + end * unit_bytes + done * unit_bytes / rows);
-        product.next_bytes = product.units * unit_bytes / rows;
-        kernels.winograd->product_float32(product);
+        const int64_t units = std::min(late_units, end - unit);
+        kernels.winograd->weights({convolution.tile,
+                                   rows[0],
+                                   phase.skipped_row,
+                                   phase.skipped_column,
+                                   reinterpret_cast<const float *>(taps + unit * unit_bytes),
+                                   units,
+                                   block.vectors,
+                                   {weights_at(0), weights_at(1)},
+                                   stride});
+        for (int i = 0; i < 2; ++i) {
+            if (phase.skips(rows[i]))
+                continue;
+            WinogradProduct product =
+                product_of(convolution, block, phase, tiles, windows.from(rows[i] * side, 0), products[i]);
+            product.weights = weights_at(i);
+            product.weight_position_stride = stride;
+            product.input = static_cast<const std::byte *>(product.input) + unit / late_units * windows.part_stride;
+            product.units = units;
+            product.adds = unit > 0;
+            // The taps of the next units, phase or block follow: a part of them with each product.
+            const int64_t done = phase.rows_before(rows[i]) * (end - begin) + unit - begin;
+            product.next = reinterpret_cast<const char *>(taps + end * unit_bytes + done * unit_bytes / all_rows);
+            product.next_bytes = units * unit_bytes / all_rows;
+            kernels.winograd->product_float32(product);
+        }
     }
 }
 
@@ -336,21 +355,28 @@ void convolve_windows(const WinogradConvolution &convolution, const KernelTable 
                       const WinogradMemory &memory) {
     const int64_t units = convolution.units, together = units_together(convolution);
     const int side = convolution.window();
+    const bool late = convolution.transforms_late;
     for (int64_t begin = 0; begin < units; begin += together) {
         const int64_t end = std::min(begin + together, units);
-        for (int row = 0; row < side; ++row) {
-            if (phase.skips(row))
-                continue;
-            const Positions from = windows.from(row * side, 0);
-            const Positions products = memory.products.from(together < units ? row * side : 0, 0);
-            if (convolution.transforms_late) {
-                multiply_row_late(convolution, kernels, block, phase, row, begin, end, tiles, from, memory.late_weights,
-                                  products);
-            } else {
-                multiply_row(convolution, kernels, block, phase, row, tiles, from, products);
+        for (int pair = 0; pair < side / 2; ++pair) {
+            const std::array<int, 2> rows = convolution.row_pair(pair);
+            std::array<Positions, 2> products;
+            for (int i = 0; i < 2; ++i)
+                products[i] = memory.products.from(together < units ? rows[i] * side : late ? i * side : 0, 0);
+            if (late) {
+                multiply_rows_late(convolution, kernels, block, phase, rows, begin, end, tiles, windows,
+                                   memory.late_weights, products);
             }
-            if (end == units)
-                gather_row(convolution, kernels, block, phase, tiles, products, memory.output.from(row, 0));
+            for (int i = 0; i < 2; ++i) {
+                const int row = rows[i];
+                if (phase.skips(row))
+                    continue;
+                if (!late)
+                    multiply_row(convolution, kernels, block, phase, row, tiles, windows.from(row * side, 0),
+                                 products[i]);
+                if (end == units)
+                    gather_row(convolution, kernels, block, phase, tiles, products[i], memory.output.from(row, 0));
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
 #include "activations.h"
@@ -59,6 +60,10 @@ struct WinogradConvolution {
     Epilogue epilogue;
 
     int window() const { return tile + 2; } // its side
+    // Rows of positions whose weights are transformed together (WinogradWeights::row), of half as many pairs as rows.
+    std::array<int, 2> row_pair(int pair) const {
+        return pair == 0 ? std::array{0, window() - 1} : std::array{2 * pair - 1, 2 * pair};
+    }
     // Output points of the grid for an output of that side.
     int64_t grid(int64_t side) const { return (side + stride - 1) / stride; }
     int64_t tiles_along(int64_t side) const { return (grid(side) + tile - 1) / tile; }
@@ -146,9 +151,9 @@ int64_t window_bytes(const WinogradConvolution &convolution, int64_t tiles);
 struct WinogradMemory {
     Lines input;                       // of the windows of a range
     Positions windows;                 // of a portion, at one row of positions
-    std::byte *late_weights = nullptr; // at one row of positions
-    Positions products;                // of a channel block, at one row; at all where late weights are of many units
-    Lines output;                      // of a channel block and phase; others follow
+    std::byte *late_weights = nullptr; // at two rows of positions
+    Positions products; // of a channel block, at one row, with late weights at two; at all if they are of many units
+    Lines output;       // of a channel block and phase; others follow
     int64_t bytes = 0;
 
     WinogradMemory(const WinogradConvolution &convolution, const WinogradSchedule &schedule, std::byte *data);

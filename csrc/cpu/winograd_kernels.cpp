@@ -565,32 +565,48 @@ void transform_output_columns(const WinogradOutputColumns &columns) {
     columns.tile == 2 ? finish_columns_of<Float32, 2>(columns) : finish_columns_of<Float32, 4>(columns);
 }
 
-// A row of positions; the kernels have `side` taps in a row, of which the first stands in column `first`.
-template <int m, int side, int skipped_column, int Q> void transform_kernels(const WinogradWeights weights) {
+// Two rows of positions: the `outer` ones, which are rows of taps, or two whose factors differ in the sign of the
+// middle one.  Both read taps once.  The kernels have `side` taps in a row, of which the first stands in column
+// `first`.
+template <int m, int side, int skipped_column, int Q, bool outer>
+void transform_kernels(const WinogradWeights weights) {
     constexpr int n = m + 2, first = skipped_column == 0;
-    Vector along_column[side];
-#pragma GCC unroll 3
-    for (int y = 0; y < side; ++y)
-        along_column[y] = Vector{} + Filtering<m>::kernel[weights.row][y + (weights.skipped_row == 0)];
+    // Where the kernel is 2 x 2, its middle row stands in row 0 or 1 of it, and the other row is the first or the last.
+    const int below = weights.skipped_row == 0, middle = side == 3 ? 1 : 1 - below, other = below;
+    const auto factor = [&](int y) { return Vector{} + Filtering<m>::kernel[weights.row][y]; };
+    const Vector other_factor = factor(side == 2 && below ? 2 : 0), middle_factor = factor(1), last_factor = factor(2);
     const auto *taps = reinterpret_cast<const Vector *>(weights.weights);
-    char *to = reinterpret_cast<char *>(weights.output);
-    for (int64_t unit = 0; unit < weights.units; ++unit, taps += side * side * Q, to += Q * sizeof(Vector)) {
-#pragma GCC unroll 4
+    int64_t done = 0;
+    for (int64_t unit = 0; unit < weights.units; ++unit, taps += side * side * Q, done += Q * sizeof(Vector)) {
+#pragma GCC unroll 1 // the library has to stay small
         for (int q = 0; q < Q; ++q) {
-            Vector line[3] = {}, positions[n];
+            Vector lines[2][3] = {};
 #pragma GCC unroll 3
             for (int x = 0; x < side; ++x) {
-                line[first + x] = along_column[0] * taps[x * Q + q];
-#pragma GCC unroll 3
-                for (int y = 1; y < side; ++y)
-                    line[first + x] += along_column[y] * taps[(y * side + x) * Q + q];
+                const auto tap = [&](int y) { return in_register(taps[(y * side + x) * Q + q]); };
+                if constexpr (outer) {
+                    lines[0][first + x] = tap(0);
+                    lines[1][first + x] = tap(side - 1);
+                } else {
+                    Vector even = other_factor * tap(other);
+                    if constexpr (side == 3)
+                        even += last_factor * tap(2);
+                    const Vector odd = middle_factor * tap(middle);
+                    lines[0][first + x] = even + odd;
+                    lines[1][first + x] = even - odd;
+                }
             }
-            Filtering<m>::weights(line, positions);
+#pragma GCC unroll 2
+            for (int row = 0; row < 2; ++row) {
+                if (outer && weights.outputs[row] == nullptr)
+                    continue;
+                Vector positions[n];
+                Filtering<m>::weights(lines[row], positions);
+                char *const to = reinterpret_cast<char *>(weights.outputs[row]) + done + q * sizeof(Vector);
 #pragma GCC unroll 6
-            for (int v = 0; v < n; ++v) {
-                if (v != skipped_column) {
-                    const int number = v - (skipped_column == 0);
-                    Float32::store(to + number * weights.position_stride + q * sizeof(Vector), positions[v]);
+                for (int v = 0; v < n; ++v) {
+                    if (v != skipped_column)
+                        Float32::store(to + (v - first) * weights.position_stride, positions[v]);
                 }
             }
         }
@@ -601,7 +617,8 @@ template <int m, int side, int skipped_column, int Q> void transform_kernels_of(
     if constexpr (Q > 0) {
         if (weights.vectors != Q)
             return transform_kernels_of<m, side, skipped_column, Q / 2>(weights);
-        transform_kernels<m, side, skipped_column, Q>(weights);
+        weights.row == 0 ? transform_kernels<m, side, skipped_column, Q, true>(weights)
+                         : transform_kernels<m, side, skipped_column, Q, false>(weights);
     }
 }
 

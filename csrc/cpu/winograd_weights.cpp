@@ -183,12 +183,21 @@ class Builder {
         const bool direct = result_.products == Products::float32;
         std::byte *const target = direct ? to : reinterpret_cast<std::byte *>(positions);
         const int64_t stride = direct ? position_stride : lanes * float_bytes;
-        for (int row = 0; row < result_.window(); ++row) {
-            if (!phase.skips(row)) {
-                const int64_t first = phase.rows_before(row) * static_cast<int64_t>(phase.columns.size());
-                kernels_.winograd->weights({result_.tile, row, phase.skipped_row, phase.skipped_column, taps, 1, 1,
-                                            reinterpret_cast<float *>(target + first * stride), stride});
-            }
+        const auto row_of = [&](int row) {
+            const int64_t first = phase.rows_before(row) * static_cast<int64_t>(phase.columns.size());
+            return phase.skips(row) ? nullptr : reinterpret_cast<float *>(target + first * stride);
+        };
+        for (int pair = 0; pair < result_.window() / 2; ++pair) {
+            const auto [row, other] = result_.row_pair(pair);
+            kernels_.winograd->weights({result_.tile,
+                                        row,
+                                        phase.skipped_row,
+                                        phase.skipped_column,
+                                        taps,
+                                        1,
+                                        1,
+                                        {row_of(row), row_of(other)},
+                                        stride});
         }
         for (int64_t i = 0; !direct && i < positions_of(result_, phase); ++i, to += position_stride) {
             const float *from = positions + i * lanes;
