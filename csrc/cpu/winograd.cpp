@@ -5,9 +5,9 @@
 namespace uf {
 namespace {
 
-// Units whose weights are transformed together: the first cache holds a row of their positions (24 KB with AVX2), and
-// sums are stored and loaded again once for so many multiply-adds.  They are transformed row by row, from taps that the
-// second cache holds, beside those that come next, for a group of units.
+// Units whose weights are transformed together, for two rows of positions (48 KB with AVX2, 192 KB with AVX-512): sums
+// are stored and loaded again once for so many multiply-adds.  Taps are read once per pair of rows, from the second
+// cache, which holds those of a group of units beside those that come next.
 constexpr int64_t late_units = 64, late_group = 256, late_group_bytes = 288 << 10;
 
 int widest_block(const WinogradConvolution &convolution) {
