@@ -572,9 +572,9 @@ template <int m, int side, int skipped_column, int Q, bool outer>
 void transform_kernels(const WinogradWeights weights) {
     constexpr int n = m + 2, first = skipped_column == 0;
     // Where the kernel is 2 x 2, its middle row stands in row 0 or 1 of it, and the other row is the first or the last.
-    const int below = weights.skipped_row == 0, middle = side == 3 ? 1 : 1 - below, other = below;
+    const int other = weights.skipped_row == 0, middle = 1 - other;
     const auto factor = [&](int y) { return Vector{} + Filtering<m>::kernel[weights.row][y]; };
-    const Vector other_factor = factor(side == 2 && below ? 2 : 0), middle_factor = factor(1), last_factor = factor(2);
+    const Vector other_factor = factor(2 * other), middle_factor = factor(1), last_factor = factor(2);
     const auto *taps = reinterpret_cast<const Vector *>(weights.weights);
     int64_t done = 0;
     for (int64_t unit = 0; unit < weights.units; ++unit, taps += side * side * Q, done += Q * sizeof(Vector)) {
